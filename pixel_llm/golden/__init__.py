@@ -1,0 +1,1 @@
+"""Golden figures: our numbers against those of the original."""

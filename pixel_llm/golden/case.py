@@ -1,0 +1,112 @@
+"""One golden case: parameters, inputs and the original's figures (RefA).
+
+A folder of golden cases holds one `.npz` or `.json` file a case and a
+`settings.json` with the hyper-parameters of every case. Array names say what
+they are: `param/<path>`, `in/<name>`, `out/<name>`, `grad/<path>`.
+
+RefA: the README of the golden folder.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A case as read from disk.
+
+  Attributes:
+    name: the file's name without its ending, such as `eva02_vit`.
+    params: nested parameter tree, the `param/` arrays split at each slash.
+    inputs: the `in/` arrays by name, without the prefix.
+    expected: all `out/` and `grad/` arrays by full name, prefix kept.
+    settings: hyper-parameters of this case from `settings.json`.
+    document: the parsed file of a `.json` case, else None.
+    directory: the folder, for cases that come in several files.
+  """
+
+  name: str
+  params: Mapping[str, Any]
+  inputs: Mapping[str, np.ndarray]
+  expected: Mapping[str, np.ndarray]
+  settings: Mapping[str, Any]
+  document: Any
+  directory: pathlib.Path
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Splits keys at each slash: `{'a/b': 1}` becomes `{'a': {'b': 1}}`."""
+  tree: dict[str, Any] = {}
+  for path, value in flat.items():
+    *parents, leaf = path.split('/')
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = value
+  return tree
+
+
+def load_settings(directory: pathlib.Path) -> dict[str, Any]:
+  """Reads `settings.json`: file name of a case to its hyper-parameters."""
+  with open(directory / 'settings.json', encoding='utf-8') as f:
+    return json.load(f)
+
+
+def load_case(directory: str | pathlib.Path, name: str) -> Case:
+  """Reads one case of a golden folder.
+
+  Args:
+    directory: the golden folder.
+    name: the case's file name without its ending.
+
+  Returns:
+    The case.
+
+  Raises:
+    FileNotFoundError: if the folder has neither `name.npz` nor `name.json`.
+    ValueError: if an array's name starts with an unknown prefix.
+  """
+  directory = pathlib.Path(directory)
+  settings = load_settings(directory)
+  document_path = directory / f'{name}.json'
+  if document_path.exists():
+    with open(document_path, encoding='utf-8') as f:
+      document = json.load(f)
+    return Case(
+        name=name,
+        params={},
+        inputs={},
+        expected={},
+        settings=settings.get(document_path.name, {}),
+        document=document,
+        directory=directory,
+    )
+  array_path = directory / f'{name}.npz'
+  groups: dict[str, dict[str, np.ndarray]] = {
+      'param': {}, 'in': {}, 'out': {}, 'grad': {}
+  }
+  with np.load(array_path) as arrays:
+    for key in arrays.files:
+      prefix, _, rest = key.partition('/')
+      if prefix not in groups:
+        raise ValueError(
+            f'{array_path}: array {key!r} starts with {prefix!r}; expected one'
+            f' of {sorted(groups)}.'
+        )
+      groups[prefix][rest] = arrays[key]
+  expected = {f'out/{k}': v for k, v in groups['out'].items()}
+  expected |= {f'grad/{k}': v for k, v in groups['grad'].items()}
+  return Case(
+      name=name,
+      params=nest(groups['param']),
+      inputs=groups['in'],
+      expected=expected,
+      settings=settings.get(array_path.name, {}),
+      document=None,
+      directory=directory,
+  )

@@ -1,0 +1,109 @@
+"""Comparison of computed arrays with a golden case (tolerances: RefA).
+
+RefA: "How close to come" in the README of the golden folder.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+import numpy as np
+
+# RefA: module outputs relative 1e-4 plus absolute 1e-4.
+RELATIVE = 1e-4
+ABSOLUTE = 1e-4
+# RefA: box coordinates in pixels.
+BOX_PIXELS = 1e-2
+# RefA: gradients, relative to the norm of the array.
+GRADIENT = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayReport:
+  """How one array compares.
+
+  Attributes:
+    name: full name of the array, such as `out/features`.
+    error: the largest error as a fraction of its tolerance; at most 1 passes.
+      An exact array has error 0 or infinity.
+    message: why it fails, or empty.
+  """
+
+  name: str
+  error: float
+  message: str
+
+  @property
+  def passed(self) -> bool:
+    """Whether the array is within its tolerance."""
+    return not self.message
+
+
+def compare_array(name: str, actual, expected: np.ndarray) -> ArrayReport:
+  """Compares one computed array with its golden twin.
+
+  Integers and booleans must be equal. Floats follow RefA by their name:
+  gradients relative to the array's norm, boxes in pixels, the rest relative
+  plus absolute.
+
+  Args:
+    name: full name of the array.
+    actual: the computed array.
+    expected: the golden array.
+
+  Returns:
+    The report.
+  """
+  actual = np.asarray(actual)
+  if actual.shape != expected.shape:
+    return ArrayReport(
+        name, np.inf, f'shape {actual.shape}, expected {expected.shape}'
+    )
+  if expected.dtype.kind in 'bui':
+    wrong = int(np.sum(actual.astype(np.int64) != expected.astype(np.int64)))
+    message = f'{wrong} of {expected.size} entries differ' if wrong else ''
+    return ArrayReport(name, np.inf if wrong else 0.0, message)
+  expected = expected.astype(np.float64)
+  difference = np.abs(actual.astype(np.float64) - expected)
+  if name.startswith('grad/'):
+    # A gradient that vanishes in theory is rounding noise in practice.
+    tolerance = GRADIENT * max(float(np.linalg.norm(expected)), ABSOLUTE)
+    difference = np.asarray(np.linalg.norm(difference))
+  elif 'boxes' in name:
+    tolerance = BOX_PIXELS
+  else:
+    tolerance = ABSOLUTE + RELATIVE * np.abs(expected)
+  ratio = difference / tolerance
+  error = float(np.max(ratio, initial=0.0))
+  # Written so that a NaN fails.
+  if error <= 1:
+    return ArrayReport(name, error, '')
+  return ArrayReport(
+      name,
+      error,
+      f'error is {error:.3g} times the tolerance (largest difference'
+      f' {float(np.max(difference, initial=0.0)):.3g})',
+  )
+
+
+def compare_case(
+    actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+) -> list[ArrayReport]:
+  """Compares all arrays of a case; an array nobody computed fails.
+
+  Args:
+    actual: computed arrays by full name, `out/…` and `grad/…`.
+    expected: golden arrays by full name.
+
+  Returns:
+    One report an expected array, and one for each computed array that the
+    case does not know (a misspelt name must not pass unseen).
+  """
+  reports = []
+  for name, array in expected.items():
+    if name in actual:
+      reports.append(compare_array(name, actual[name], array))
+    else:
+      reports.append(ArrayReport(name, np.inf, 'was not checked'))
+  for name in sorted(set(actual) - set(expected)):
+    reports.append(ArrayReport(name, np.inf, 'is not in the golden case'))
+  return reports
