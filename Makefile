@@ -1,0 +1,58 @@
+# PixelLLM-at-scale: everything a newcomer types. `make help` lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUNS ?= runs
+DATA ?= data
+SAMPLE := $(DATA)/sample
+REPORT := $(RUNS)/report.html
+
+export PIXEL_LLM_DATA_DIR := $(abspath $(DATA))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data train test lint format clean
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv with the tested set of packages (once).
+
+# The stamp is written last: an interrupted installation starts over.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'error: $(PYTHON) is older than Python 3.11; run make PYTHON=/path/to/python3.11 setup' >&2; rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+data: $(STAMP) ## Convert the bundled sample to ArrayRecord (resumable).
+	$(BIN)/python -m tasks.build sample --output_dir $(SAMPLE)
+
+train: data ## Train tiny_trace, then tiny_refseg; evaluate; write the report.
+	$(BIN)/python -m t5x.train --gin_file=gin/pixel_llm_tiny_trace.gin \
+	  --gin.MODEL_DIR='"$(RUNS)/tiny_trace"'
+	$(BIN)/python -m t5x.train --gin_file=gin/pixel_llm_tiny_refseg.gin \
+	  --gin.MODEL_DIR='"$(RUNS)/tiny_refseg"' \
+	  --gin.INITIAL_CHECKPOINT_PATH='"$(RUNS)/tiny_trace"'
+	$(BIN)/python -m pixel_llm.evaluation.report \
+	  --model_dir $(RUNS)/tiny_trace --model_dir $(RUNS)/tiny_refseg \
+	  --image_dir tasks/sample --output $(REPORT)
+
+test: $(STAMP) ## Run the tests (about ten minutes on two cores).
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## Check format, style, types and layers.
+	$(BIN)/pyink --check --quiet pixel_llm tasks t5x tests
+	$(BIN)/ruff check pixel_llm tasks t5x tests
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: $(STAMP) ## Rewrite the sources in the project's format.
+	$(BIN)/pyink --quiet pixel_llm tasks t5x tests
+	$(BIN)/ruff check --fix --quiet pixel_llm tasks t5x tests
+
+clean: ## Remove runs and converted data; keep .venv.
+	rm -rf $(RUNS) $(DATA)
