@@ -1,0 +1,30 @@
+"""What a text head keeps between two decoded tokens."""
+
+from typing import Any
+
+from flax import struct
+import jax
+from jaxtyping import Array, Int
+
+
+@struct.dataclass
+class DecodeCache:
+  """The state of decoding `K` beams for each of `M` rows.
+
+  Attributes:
+    shared: arrays that all beams of a row share and no step changes, such as
+      the keys and values of the encoded image.
+    beams: arrays [M, K, …] that belong to one beam, such as the keys and values
+      of its own text.
+  """
+
+  shared: Any
+  beams: Any
+
+  def reorder(self, parents: Int[Array, 'M K']) -> 'DecodeCache':
+    """Moves the state of beam `parents[m, k]` to slot (m, k)."""
+    # vmap keeps the rows a batch axis, so sharded rows stay where they are.
+    pick = jax.vmap(lambda x, index: x[index])
+    return self.replace(
+        beams=jax.tree.map(lambda x: pick(x, parents), self.beams)
+    )

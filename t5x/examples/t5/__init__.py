@@ -1,0 +1,1 @@
+"""The reference T5 network: `network` (the model) and `layers` (its parts)."""
