@@ -1,0 +1,1 @@
+"""The boxes of PixelLLM's figure, one a file."""
