@@ -10,14 +10,14 @@ its `K` beams lie beside it. The state starts as begin, end, end, …; tokens
 1 … T-2 are decoded, the last slot never is (RefA).
 """
 
-from collections.abc import Callable, Mapping
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from flax import linen as nn
-from flax import struct
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from pixel_llm.modules import decode_cache

@@ -9,9 +9,9 @@ example joins is a weight in the batch, so a batch may mix tasks.
 
 import difflib
 
-from flax import struct
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 # RefB: weights of the focal and the dice loss, and the focal exponent is 2.
@@ -181,9 +181,15 @@ def mask_loss(
   # forward pass keeps the low-resolution logits only.
   focal, dice, iou = jax.checkpoint(_mask_terms)(mask_logits, targets, valid)
   best = jnp.argmin(focal + dice, axis=-1, keepdims=True)
-  pick = lambda x: jnp.take_along_axis(x, best, axis=-1)[..., 0]
+
+  def pick(x):
+    return jnp.take_along_axis(x, best, axis=-1)[..., 0]
+
   iou_error = jnp.mean(jnp.square(mask_iou.astype(jnp.float32) - iou), axis=-1)
-  term = lambda x: LossTerm(total=jnp.sum(x * weights), count=jnp.sum(weights))
+
+  def term(x):
+    return LossTerm(total=jnp.sum(x * weights), count=jnp.sum(weights))
+
   return MaskLosses(
       focal=term(pick(focal)), dice=term(pick(dice)), iou=term(iou_error)
   )
@@ -201,7 +207,9 @@ def _mask_terms(
       'bilinear',
   )
   inside = (targets > 0)[:, :, None]
-  pixels = lambda x: jnp.sum(x, axis=(-1, -2), dtype=jnp.float32)
+
+  def pixels(x):
+    return jnp.sum(x, axis=(-1, -2), dtype=jnp.float32)
 
   # Both -log p and 1 - p of the true class come from one signed logit.
   wrong = jnp.where(inside, -logits, logits)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from flax import struct
 import jax
+from flax import struct
 from jaxtyping import Array, Int
 
 

@@ -8,16 +8,16 @@ checkpoint restores without a mapping; `kernel_left_lora` and
 `kernel_right_lora` lie beside it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
 import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 from flax.linen import partitioning
-import jax
 from jax import lax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pixel_llm import axes
@@ -43,19 +43,19 @@ class DenseGeneral(nn.Module):
 
   Attributes:
     features: size or sizes of the output axes.
+    kernel_axes: logical axes of the base kernel (in, out).
     axis: input axis or axes that are summed over.
     dtype: compute type; parameters are float32.
     kernel_init: initialiser of the base kernel.
-    kernel_axes: logical axes of the base kernel (in, out).
     rank: columns of `left`; 0 leaves the adapter out.
     scale: factor of the correction.
   """
 
   features: int | Iterable[int]
+  kernel_axes: tuple[str, str]
   axis: int | Iterable[int] = -1
   dtype: Any = jnp.float32
   kernel_init: Callable[..., Any] = _kernel_init
-  kernel_axes: tuple[str, ...] = ()
   rank: int = 0
   scale: float = 1.0
 
@@ -87,7 +87,7 @@ class DenseGeneral(nn.Module):
     outputs = project(inputs, kernel, in_shape + features, contracted)
     if not self.rank:
       return outputs
-    in_axis, out_axis = self.kernel_axes or (None, None)
+    in_axis, out_axis = self.kernel_axes
     left = partitioning.param_with_axes(
         LEFT,
         nn.initializers.variance_scaling(1.0, 'fan_in', 'normal'),

@@ -9,17 +9,16 @@ image; so the state of decoding is passed in and out.
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from flax.linen import partitioning
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-from t5x.examples.t5 import layers
-from t5x.examples.t5 import network
 
 from pixel_llm import axes
 from pixel_llm.modules import lora
+from t5x.examples.t5 import layers, network
 
 # As in T5X: beside it float32 forgets the logit, so a row whose keys are all
 # masked attends to all of them equally. Released weights saw such rows.
@@ -212,7 +211,10 @@ class EncoderLayer(nn.Module):
   ) -> Float[Array, 'M S D']:
     """Maps a sequence; `bias` holds mask and relative positions."""
     cfg = self.config
-    norm = lambda name: layers.LayerNorm(dtype=cfg.dtype, name=name)
+
+    def norm(name):
+      return layers.LayerNorm(dtype=cfg.dtype, name=name)
+
     y = norm('pre_attention_layer_norm')(x)
     y = Attention(cfg, self.adapter, name='attention')(
         y, y, bias, deterministic
@@ -293,9 +295,8 @@ class DecoderLayer(nn.Module):
       The mapped vectors, and `text` with this position written.
     """
     rows, beams, width = x.shape
-    one_position = lambda v: v.reshape(rows * beams, 1, width)
     attention = self.self_attention
-    y = one_position(self.pre_self_attention_layer_norm(x))
+    y = self.pre_self_attention_layer_norm(x).reshape(rows * beams, 1, width)
     new = dict(zip(('key', 'value'), attention.keys_values(y)))
     text = {
         name: jax.lax.dynamic_update_slice_in_dim(

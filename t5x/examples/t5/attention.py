@@ -6,15 +6,13 @@ RefA: T5 (arXiv 1910.10683); RefB: google-research/t5x
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
-import jax
-from jax import lax
-from jax import random
-import jax.numpy as jnp
+from jax import lax, random
 
-from t5x.examples.t5 import dense
-from t5x.examples.t5 import masks
+from t5x.examples.t5 import dense, masks
 
 Array = jax.Array
 
@@ -57,7 +55,10 @@ def dot_product_attention(
   Raises:
     ValueError: if shapes do not fit, or dropout lacks a random key.
   """
-  batch_heads = lambda x: (x.shape[0], x.shape[2])
+
+  def batch_heads(x):
+    return (x.shape[0], x.shape[2])
+
   if (
       not query.ndim == key.ndim == value.ndim == 4
       or not batch_heads(query) == batch_heads(key) == batch_heads(value)
@@ -189,10 +190,17 @@ class MultiHeadDotProductAttention(nn.Module):
   def _use_cache(self, query, key, value, mask, bias):
     """Adds one position to the cache; gives keys, values, mask, bias to use."""
     ready = self.has_variable('cache', 'cached_key')
+
     # The length comes last: TPUs tile the last two axes.
-    to_cache = lambda x: jnp.moveaxis(x, 1, -1)
-    from_cache = lambda x: jnp.moveaxis(x, -1, 1)
-    zeros = lambda x: jnp.zeros(to_cache(x).shape, x.dtype)
+    def to_cache(x):
+      return jnp.moveaxis(x, 1, -1)
+
+    def from_cache(x):
+      return jnp.moveaxis(x, -1, 1)
+
+    def zeros(x):
+      return jnp.zeros(to_cache(x).shape, x.dtype)
+
     cached_key = self.variable('cache', 'cached_key', zeros, key)
     cached_value = self.variable('cache', 'cached_value', zeros, value)
     cache_index = self.variable(

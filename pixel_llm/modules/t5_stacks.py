@@ -1,0 +1,255 @@
+"""Encoder and decoder stacks of the T5 text head.
+
+The encoder reads vectors instead of tokens; the decoder reads a whole text at
+once, or one position at a time over a cache.
+
+RefA: T5 (arXiv 1910.10683); RefB: LoRA (arXiv 2106.09685).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from pixel_llm import axes
+from pixel_llm.modules import decode_cache, t5_layers
+from t5x.examples.t5 import layers, network
+
+
+@struct.dataclass
+class T5TextConfig(network.T5Config):
+  """Sizes of the T5 network and of its adapters.
+
+  Attributes:
+    encoder_lora_rank: rank of the encoder's adapters, 0 for none.
+    decoder_lora_rank: rank of the decoder's adapters, 0 for none.
+    encoder_lora_scale: factor of the encoder's adapters.
+    decoder_lora_scale: factor of the decoder's adapters.
+    encoder_lora_modules: adapted projections, a comma list of q, k, v, o.
+    decoder_lora_modules: the same, in self and cross attention.
+  """
+
+  encoder_lora_rank: int = 0
+  decoder_lora_rank: int = 0
+  encoder_lora_scale: float = 2.0
+  decoder_lora_scale: float = 2.0
+  encoder_lora_modules: str = 'q,v'
+  decoder_lora_modules: str = 'q,v'
+
+  def encoder_adapter(self) -> t5_layers.Adapter:
+    """Returns the encoder's adapters."""
+    return t5_layers.Adapter(
+        self.encoder_lora_rank,
+        self.encoder_lora_scale,
+        self.encoder_lora_modules,
+    )
+
+  def decoder_adapter(self) -> t5_layers.Adapter:
+    """Returns the decoder's adapters."""
+    return t5_layers.Adapter(
+        self.decoder_lora_rank,
+        self.decoder_lora_scale,
+        self.decoder_lora_modules,
+    )
+
+
+@struct.dataclass
+class EncodedPrompt:
+  """What the decoder reads.
+
+  Attributes:
+    features: encoder output.
+    mask: True for visual tokens and for context that is not padding.
+  """
+
+  features: Float[Array, 'M S D']
+  mask: Bool[Array, 'M S']
+
+
+@struct.dataclass
+class TextOutput:
+  """What the decoder gives at every position.
+
+  Attributes:
+    logits: of the next token, float32.
+    features: after the final norm, before dropout and logits; the point head
+      and the mask adapter read them.
+  """
+
+  logits: Float[Array, '*rows V']
+  features: Float[Array, '*rows D']
+
+
+def next_token_mask(tokens: Int[Array, '*rows T']) -> Bool[Array, '*rows T']:
+  """Tells which positions of the decoder see and are seen.
+
+  A position is hidden if the *next* token is padding (0), as in the original:
+  [0, 7, 9, 1, 0, 0] gives [True, True, True, False, False, False]. The last
+  position is always hidden.
+
+  Args:
+    tokens: text with the begin token.
+
+  Returns:
+    True for visible positions.
+  """
+  hidden_last = jnp.zeros_like(tokens[..., :1])
+  return jnp.concatenate([tokens[..., 1:], hidden_last], axis=-1) > 0
+
+
+class Encoder(nn.Module):
+  """T5's encoder over vectors instead of tokens.
+
+  Attributes:
+    config: sizes.
+  """
+
+  config: T5TextConfig
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Float[Array, 'M S D'],
+      mask: Bool[Array, 'M S'],
+      deterministic: bool,
+  ) -> Float[Array, 'M S D']:
+    """Encodes vectors; masked ones neither see nor are seen."""
+    cfg = self.config
+    length = x.shape[1]
+    # Rows and columns, as in the original. No row that is used sees the
+    # difference, but a masked row would.
+    pairs = (mask[:, :, None] & mask[:, None, :])[:, None]
+    bias = t5_layers.relative_biases(cfg, 'relpos_bias')(
+        length, length, True
+    ) + t5_layers.mask_bias(pairs, cfg.dtype)
+    x = t5_layers.dropout(cfg)(x, deterministic=deterministic)
+    x = x.astype(cfg.dtype)
+    for i in range(cfg.num_encoder_layers):
+      x = t5_layers.EncoderLayer(
+          cfg, cfg.encoder_adapter(), name=f'layers_{i}'
+      )(x, bias, deterministic)
+    x = layers.LayerNorm(dtype=cfg.dtype, name='encoder_norm')(x)
+    # Elementwise, unlike all other dropouts of T5.
+    return nn.Dropout(rate=cfg.dropout_rate)(x, deterministic=deterministic)
+
+
+class Decoder(nn.Module):
+  """T5's decoder: a whole text at once, or one position at a time.
+
+  Attributes:
+    config: sizes.
+    token_embedder: token table, shared with the context.
+  """
+
+  config: T5TextConfig
+  token_embedder: nn.Module
+
+  def setup(self):
+    """Makes the stack."""
+    cfg = self.config
+    self.relpos_bias = t5_layers.relative_biases(cfg)
+    self.layers = [
+        t5_layers.DecoderLayer(cfg, cfg.decoder_adapter())
+        for _ in range(cfg.num_decoder_layers)
+    ]
+    self.decoder_norm = layers.LayerNorm(dtype=cfg.dtype)
+    self.dropout = t5_layers.dropout(cfg)
+    if not cfg.logits_via_embedding:
+      self.logits_dense = layers.DenseGeneral(
+          cfg.vocab_size,
+          dtype=jnp.float32,
+          kernel_axes=(axes.EMBED, axes.VOCAB),
+      )
+
+  def _outputs(self, x: Array, deterministic: bool) -> TextOutput:
+    """Norms the last layer's output and scores the vocabulary."""
+    features = self.decoder_norm(x)
+    y = self.dropout(features, deterministic=deterministic)
+    if self.config.logits_via_embedding:
+      logits = self.token_embedder.attend(y) / jnp.sqrt(float(y.shape[-1]))
+    else:
+      logits = self.logits_dense(y)
+    return TextOutput(logits=logits.astype(jnp.float32), features=features)
+
+  def __call__(
+      self,
+      encoded: EncodedPrompt,
+      tokens: Int[Array, 'M T'],
+      deterministic: bool,
+  ) -> TextOutput:
+    """Decodes a whole text, teacher forced."""
+    cfg = self.config
+    length = tokens.shape[1]
+    visible = next_token_mask(tokens)
+    causal = jnp.tril(jnp.ones((1, length, length), bool))
+    pairs = visible[:, :, None] & visible[:, None, :] & causal
+    self_bias = self.relpos_bias(length, length, False)
+    self_bias += t5_layers.mask_bias(pairs[:, None], cfg.dtype)
+    cross = visible[:, :, None] & encoded.mask[:, None, :]
+    cross_bias = t5_layers.mask_bias(cross[:, None], cfg.dtype)
+    x = self.token_embedder(tokens)
+    x = self.dropout(x, deterministic=deterministic).astype(cfg.dtype)
+    for layer in self.layers:
+      x = layer(x, encoded.features, self_bias, cross_bias, deterministic)
+    return self._outputs(x, deterministic)
+
+  def start(
+      self, encoded: EncodedPrompt, num_beams: int, length: int
+  ) -> decode_cache.DecodeCache:
+    """Projects the encoded prompt and makes room for the text."""
+    cfg = self.config
+    rows = encoded.features.shape[0]
+    shape = (rows, num_beams, length, cfg.num_heads, cfg.head_dim)
+    shared = {
+        'cross': [
+            layer.cross_keys_values(encoded.features) for layer in self.layers
+        ],
+        'cross_bias': t5_layers.mask_bias(
+            encoded.mask[:, None, None, :], cfg.dtype
+        ),
+        'positions': self.relpos_bias(length, length, False),
+    }
+    beams = [
+        {
+            'key': jnp.zeros(shape, cfg.dtype),
+            'value': jnp.zeros(shape, cfg.dtype),
+        }
+        for _ in self.layers
+    ]
+    return decode_cache.DecodeCache(shared=shared, beams=beams)
+
+  def step(
+      self,
+      cache: decode_cache.DecodeCache,
+      sequences: Int[Array, 'M K T'],
+      index: Int[Array, ''],
+  ) -> tuple[TextOutput, decode_cache.DecodeCache]:
+    """Decodes position `index` of every beam."""
+    cfg = self.config
+    rows, beams, length = sequences.shape
+    positions = jnp.arange(length).reshape(1, 1, length)
+    # A decoded 0 hides the position before it. The position itself shows:
+    # in the original the state behind it holds end tokens.
+    seen = (next_token_mask(sequences) & (positions < index)) | (
+        positions == index
+    )
+    self_bias = jax.lax.dynamic_slice_in_dim(
+        cache.shared['positions'], index, 1, axis=2
+    ) + t5_layers.mask_bias(seen.reshape(rows * beams, 1, 1, length), cfg.dtype)
+    tokens = jax.lax.dynamic_index_in_dim(
+        sequences, index, axis=2, keepdims=False
+    )
+    x = self.token_embedder(tokens).astype(cfg.dtype)
+    text = []
+    for i, layer in enumerate(self.layers):
+      x, layer_text = layer.step(
+          x,
+          index,
+          cache.shared['cross'][i],
+          cache.beams[i],
+          self_bias,
+          cache.shared['cross_bias'],
+      )
+      text.append(layer_text)
+    return self._outputs(x, True), cache.replace(beams=text)
