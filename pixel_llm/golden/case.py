@@ -1,8 +1,15 @@
 """One golden case: parameters, inputs and the original's figures (RefA).
 
-A folder of golden cases holds one `.npz` or `.json` file a case and a
-`settings.json` with the hyper-parameters of every case. Array names say what
-they are: `param/<path>`, `in/<name>`, `out/<name>`, `grad/<path>`.
+A folder of golden cases holds one file a case and a `settings.json` with the
+hyper-parameters of every case. In an `.npz` the array names say what they are:
+`param/<path>`, `in/<name>`, `out/<name>`, `grad/<path>`. An `eval_*.json` holds
+the inputs of a metric and, in the fields of `ANSWER_FIELDS`, its figures; they
+become `metric/<path>`:
+
+  {"examples": […], "expected": {"boxes_only": {"P@1": 0.5}}}
+  → document['examples'], expected['metric/boxes_only/P@1'] = array(0.5)
+
+Other `.json` files of the folder are attachments of cases, not cases.
 
 RefA: the README of the golden folder.
 """
@@ -15,6 +22,19 @@ from typing import Any
 
 import numpy as np
 
+# Fields of an `eval_*.json` with computed figures (RefA, "Metric files"): the
+# names below `expected` stand alone, all others keep their field's name.
+ANSWER_FIELDS = (
+    'expected',
+    'per_example',
+    'first_predictions_xywh',
+    'cider_per_image',
+    'meteor_per_image',
+    'merged_targets',
+    'meteor_pairs/scores',
+    'meteor_pairs/mean',
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -24,7 +44,8 @@ class Case:
     name: the file's name without its ending, such as `eva02_vit`.
     params: nested parameter tree, the `param/` arrays split at each slash.
     inputs: the `in/` arrays by name, without the prefix.
-    expected: all `out/` and `grad/` arrays by full name, prefix kept.
+    expected: all `out/`, `grad/` and `metric/` arrays by full name, prefix
+      kept.
     settings: hyper-parameters of this case from `settings.json`.
     document: the parsed file of a `.json` case, else None.
     directory: the folder, for cases that come in several files.
@@ -49,6 +70,54 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
       node = node.setdefault(parent, {})
     node[leaf] = value
   return tree
+
+
+def _flatten(prefix: str, value: Any) -> dict[str, np.ndarray]:
+  """Names every array below a JSON value: a list of numbers is one array."""
+  if isinstance(value, dict):
+    items = value.items()
+  elif isinstance(value, list) and any(
+      isinstance(v, (dict, list)) for v in value
+  ):
+    items = enumerate(value)
+  elif isinstance(value, str) or (
+      isinstance(value, list) and any(isinstance(v, str) for v in value)
+  ):
+    return {prefix: np.asarray(value, dtype=np.str_)}
+  else:
+    # Counts too become floats: 3 and 3.0 are one figure in JSON.
+    return {prefix: np.asarray(value, dtype=np.float64)}
+  arrays = {}
+  for key, child in items:
+    arrays |= _flatten(f'{prefix}/{key}', child)
+  return arrays
+
+
+def answers(document: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Collects the figures of a metric case.
+
+  Args:
+    document: the parsed `eval_*.json`.
+
+  Returns:
+    `metric/<path>` to float64 or string array.
+  """
+  arrays = {}
+  for field in ANSWER_FIELDS:
+    value: Any = document
+    for part in field.split('/'):
+      value = value.get(part) if isinstance(value, dict) else None
+    if value is not None:
+      prefix = 'metric' if field == 'expected' else f'metric/{field}'
+      arrays |= _flatten(prefix, value)
+  return arrays
+
+
+def case_names(directory: str | pathlib.Path) -> list[str]:
+  """Lists the cases of a folder: every `.npz` and every `eval_*.json`."""
+  directory = pathlib.Path(directory)
+  paths = [*directory.glob('*.npz'), *directory.glob('eval_*.json')]
+  return sorted(path.stem for path in paths)
 
 
 def load_settings(directory: pathlib.Path) -> dict[str, Any]:
@@ -81,14 +150,17 @@ def load_case(directory: str | pathlib.Path, name: str) -> Case:
         name=name,
         params={},
         inputs={},
-        expected={},
+        expected=answers(document),
         settings=settings.get(document_path.name, {}),
         document=document,
         directory=directory,
     )
   array_path = directory / f'{name}.npz'
   groups: dict[str, dict[str, np.ndarray]] = {
-      'param': {}, 'in': {}, 'out': {}, 'grad': {}
+      'param': {},
+      'in': {},
+      'out': {},
+      'grad': {},
   }
   with np.load(array_path) as arrays:
     for key in arrays.files:

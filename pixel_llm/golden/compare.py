@@ -5,6 +5,7 @@ RefA: "How close to come" in the README of the golden folder.
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,10 @@ ABSOLUTE = 1e-4
 BOX_PIXELS = 1e-2
 # RefA: gradients, relative to the norm of the array.
 GRADIENT = 1e-3
+# RefA: metrics in the json files, and METEOR, which a Java program computes.
+METRIC = 1e-6
+METEOR = 1e-4
+_METEOR_FIELDS = ('metric/meteor_pairs/', 'metric/meteor_per_image')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +46,9 @@ class ArrayReport:
 def compare_array(name: str, actual, expected: np.ndarray) -> ArrayReport:
   """Compares one computed array with its golden twin.
 
-  Integers and booleans must be equal. Floats follow RefA by their name:
-  gradients relative to the array's norm, boxes in pixels, the rest relative
-  plus absolute.
+  Integers, booleans and texts must be equal. Floats follow RefA by their
+  name: metrics absolute, gradients relative to the array's norm, boxes in
+  pixels, the rest relative plus absolute.
 
   Args:
     name: full name of the array.
@@ -58,18 +63,26 @@ def compare_array(name: str, actual, expected: np.ndarray) -> ArrayReport:
     return ArrayReport(
         name, np.inf, f'shape {actual.shape}, expected {expected.shape}'
     )
-  if expected.dtype.kind in 'bui':
-    wrong = int(np.sum(actual.astype(np.int64) != expected.astype(np.int64)))
+  if (actual.dtype.kind == 'U') != (expected.dtype.kind == 'U'):
+    return ArrayReport(
+        name, np.inf, f'type {actual.dtype}, expected {expected.dtype}'
+    )
+  if expected.dtype.kind in 'buiU':
+    wrong = int(np.sum(actual != expected))
     message = f'{wrong} of {expected.size} entries differ' if wrong else ''
     return ArrayReport(name, np.inf if wrong else 0.0, message)
+  leaf = name.rsplit('/', 1)[-1]
   expected = expected.astype(np.float64)
   difference = np.abs(actual.astype(np.float64) - expected)
   if name.startswith('grad/'):
     # A gradient that vanishes in theory is rounding noise in practice.
     tolerance = GRADIENT * max(float(np.linalg.norm(expected)), ABSOLUTE)
     difference = np.asarray(np.linalg.norm(difference))
-  elif 'boxes' in name:
+  elif 'boxes' in name or leaf == 'bbox':
     tolerance = BOX_PIXELS
+  elif name.startswith('metric/'):
+    is_meteor = leaf.lower() == 'meteor' or name.startswith(_METEOR_FIELDS)
+    tolerance = METEOR if is_meteor else METRIC
   else:
     tolerance = ABSOLUTE + RELATIVE * np.abs(expected)
   ratio = difference / tolerance
@@ -86,7 +99,7 @@ def compare_array(name: str, actual, expected: np.ndarray) -> ArrayReport:
 
 
 def compare_case(
-    actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+    actual: Mapping[str, Any], expected: Mapping[str, np.ndarray]
 ) -> list[ArrayReport]:
   """Compares all arrays of a case; an array nobody computed fails.
 

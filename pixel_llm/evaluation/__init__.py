@@ -1,0 +1,1 @@
+"""Metrics, predictions files and the report: numpy only, no network."""
