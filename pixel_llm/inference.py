@@ -1,0 +1,174 @@
+"""One inference with PixelLLM, stage by stage (RefA).
+
+The image and the prompts are encoded once (`prepare`); a text is decoded
+(`decode_text`), or given for referring tasks; then its words are located and
+masked (`describe`). Everything is a pure function of parameters and arrays.
+
+RefA: Pixel Aligned Language Models, arXiv 2312.09237, Sec. 3.4.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import struct
+from jaxtyping import Array, Float, Int, Num
+
+from pixel_llm import generation
+from pixel_llm import network
+from pixel_llm.modules import t5_text_head
+
+Params = Mapping[str, Any]
+# Decodes over a step function; `num_beams` says how wide.
+Decoder = Callable[..., generation.Decoded]
+
+
+@struct.dataclass
+class Prepared:
+  """What all later stages share.
+
+  Attributes:
+    features: of the images.
+    visual_tokens: of each prompt.
+    encoded: prompts as the text decoder reads them, B·N rows.
+  """
+
+  features: network.ImageFeatures
+  visual_tokens: Float[Array, 'B N L D']
+  encoded: t5_text_head.EncodedPrompt
+
+
+@struct.dataclass
+class DecodedTexts:
+  """Texts of every prompt, the worst beam first and the best last.
+
+  Attributes:
+    tokens: begin, text, end tokens to the end.
+    scores: as the decoder gives them.
+  """
+
+  tokens: Int[Array, 'B N K T']
+  scores: Float[Array, 'B N K']
+
+
+@struct.dataclass
+class Description:
+  """Where a text points.
+
+  Attributes:
+    text: logits and features of the text.
+    location: points and boxes.
+    mask: masks of the boxes; None without a mask decoder.
+  """
+
+  text: network.TextOutputs
+  location: network.LocationOutputs
+  mask: network.MaskOutputs | None
+
+
+def prepare(
+    module: network.PixelLLM,
+    params: Params,
+    image: Num[Array, 'B H W 3'],
+    image_hw: Num[Array, 'B 2'],
+    prompt_boxes: Float[Array, 'B N 4'],
+    context_tokens: Int[Array, 'B N C'],
+) -> Prepared:
+  """Encodes images and prompts.
+
+  Args:
+    module: the network.
+    params: its parameters.
+    image: pixel values of 0 to 255, the valid area at the top left.
+    image_hw: height and width of the valid area.
+    prompt_boxes: where to look.
+    context_tokens: what is asked, 0 is padding.
+
+  Returns:
+    What the later stages need.
+  """
+
+  def run(net: network.PixelLLM) -> Prepared:
+    features = net.encode_image(image, image_hw)
+    visual_tokens = net.encode_prompt(features, prompt_boxes)
+    encoded = net.encode_context(visual_tokens, context_tokens)
+    return Prepared(features, visual_tokens, encoded)
+
+  return module.apply({'params': params}, method=run)
+
+
+def decode_text(
+    module: network.PixelLLM,
+    params: Params,
+    prepared: Prepared,
+    text_length: int,
+    decoder: Decoder,
+) -> DecodedTexts:
+  """Writes a text for every prompt.
+
+  Args:
+    module: the network.
+    params: its parameters.
+    prepared: from `prepare`.
+    text_length: tokens a text, begin and end included.
+    decoder: such as `generation.Greedy()` or `generation.BeamSearch(4)`.
+
+  Returns:
+    The texts of all beams.
+  """
+  num_prompts = prepared.visual_tokens.shape[1]
+  num_rows = prepared.encoded.mask.shape[0]
+  variables = {'params': params}
+  cache = module.apply(
+      variables,
+      prepared.encoded,
+      decoder.num_beams,
+      text_length,
+      method='start_decode',
+  )
+  decoded = decoder(
+      generation.module_step(module, variables),
+      cache,
+      generation.start_tokens(
+          num_rows, text_length, module.begin_token_id, module.end_token_id
+      ),
+      module.end_token_id,
+  )
+  return DecodedTexts(
+      tokens=network.unfold_prompts(decoded.tokens, num_prompts),
+      scores=network.unfold_prompts(decoded.scores, num_prompts),
+  )
+
+
+def describe(
+    module: network.PixelLLM,
+    params: Params,
+    prepared: Prepared,
+    text_tokens: Int[Array, 'B N T'],
+) -> Description:
+  """Locates a text, given or decoded.
+
+  Args:
+    module: the network.
+    params: its parameters.
+    prepared: from `prepare`.
+    text_tokens: begin … end; what stands behind the first end token is taken
+      for padding only if it is 0 (`generation.zero_after_end`).
+
+  Returns:
+    Points, boxes and masks.
+  """
+
+  def run(net: network.PixelLLM) -> Description:
+    text = net.read_text(prepared.encoded, text_tokens)
+    location = net.locate(prepared.features, text.features, text_tokens)
+    mask = None
+    if net.has_masks:
+      mask = net.segment(
+          prepared.features,
+          location.boxes,
+          prepared.visual_tokens,
+          text.features,
+      )
+    return Description(text, location, mask)
+
+  return module.apply({'params': params}, method=run)

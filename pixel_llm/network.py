@@ -1,0 +1,506 @@
+"""PixelLLM: image and prompt in, text, points, boxes and masks out (RefA).
+
+The network of the paper's Fig. 3 as stages that take and return named fields:
+
+    encode_image   pixels             -> features of both towers
+    encode_prompt  features, boxes    -> visual tokens for the language model
+    read_text      tokens, text       -> next-token logits, text features
+    locate         text features      -> points per token, boxes from points
+    segment        features, boxes    -> mask logits
+
+Training runs them in a row on the given text (`__call__`). Inference runs
+the first two once, decodes, and goes on with the decoded text.
+
+Coordinates are pixels of the network input: x to the right, y down. Prompts
+are folded into the batch for the language model and unfolded after it, both
+here and nowhere else.
+
+RefA: Pixel Aligned Language Models, arXiv 2312.09237, Sec. 3.
+"""
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from pixel_llm import geometry
+from pixel_llm.modules import decode_cache
+from pixel_llm.modules import image_features
+from pixel_llm.modules import t5_text_head
+
+
+@struct.dataclass
+class ImageFeatures:
+  """What both towers see of the images.
+
+  Attributes:
+    fused: both maps on the larger grid, concatenated on channels.
+    sam: the localisation tower's own map, for masks.
+    valid_hw: height and width of the valid area.
+    input_hw: height and width of the network input, padding included.
+  """
+
+  fused: Float[Array, 'B h w D']
+  sam: Float[Array, 'B hs ws Ds']
+  valid_hw: Float[Array, 'B 2']
+  input_hw: tuple[int, int] = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class TextOutputs:
+  """What the language model says about a text.
+
+  Attributes:
+    logits: at each position, of the token after it.
+    features: after the decoder's last norm; the point head reads them.
+  """
+
+  logits: Float[Array, 'B N T V']
+  features: Float[Array, 'B N T D']
+
+
+@struct.dataclass
+class LocationOutputs:
+  """Where the words of a text are.
+
+  Attributes:
+    points: (x, y) per token.
+    point_logits: further outputs of the point head, which no loss uses.
+    point_mask: tokens whose points count for the box.
+    boxes: around the points that count; inverted if none does.
+  """
+
+  points: Float[Array, 'B N T P 2']
+  point_logits: Float[Array, 'B N T P K']
+  point_mask: Bool[Array, 'B N T']
+  boxes: Float[Array, 'B N 4']
+
+
+@struct.dataclass
+class PointTargets:
+  """Where the words of a text should be.
+
+  Attributes:
+    points: (x, y) per token.
+    mask: tokens whose points count.
+  """
+
+  points: Float[Array, 'B N T P 2']
+  mask: Bool[Array, 'B N T']
+
+
+@struct.dataclass
+class MaskOutputs:
+  """Masks at four times the grid of SAM's features; M = 1.
+
+  Attributes:
+    logits: above 0 is inside; they cover the padded network input.
+    iou: the decoder's estimate of its own mask's IoU.
+  """
+
+  logits: Float[Array, 'B N M h w']
+  iou: Float[Array, 'B N M']
+
+
+@struct.dataclass
+class Outputs:
+  """Everything a training step needs of the network.
+
+  Attributes:
+    visual_tokens: what the language model reads of the image.
+    text: logits and features of the given text.
+    location: points and boxes of the given text.
+    mask: masks of those boxes; None without a mask decoder.
+  """
+
+  visual_tokens: Float[Array, 'B N L D']
+  text: TextOutputs
+  location: LocationOutputs
+  mask: MaskOutputs | None
+
+
+def fold_prompts(x: Array) -> Array:
+  """Moves prompts into the batch: (B, N, ...) becomes (B·N, ...)."""
+  return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def unfold_prompts(x: Array, num_prompts: int) -> Array:
+  """Takes prompts out of the batch: (B·N, ...) becomes (B, N, ...)."""
+  return x.reshape(x.shape[0] // num_prompts, num_prompts, *x.shape[1:])
+
+
+class PixelLLM(nn.Module):
+  """The whole network; its children come from gin.
+
+  Children keep the original's names, so that released parameters load by name.
+
+  Attributes:
+    git_backbone: language-aligned tower (EVA02).
+    sam_backbone: localisation-aligned tower (SAM).
+    prompt_encoder: turns boxes and points into tokens.
+    prompt_adapter: learned tokens that read the image under a prompt.
+    visual_project_layers: to the language model's width.
+    textual: the language model.
+    point_predictor: points per text token.
+    mask_adapter: adds text to a box prompt; None for runs without masks.
+    mask_decoder: SAM's; None for runs without masks.
+    git_normalizer: colours and size of the EVA02 tower's input.
+    sam_normalizer: the same for SAM's tower.
+    feature_fusion: which maps the prompts read, and on whose grid, as
+      `image_features.fuse_feature_maps` takes it.
+    begin_token_id: first token of every text.
+    end_token_id: last token of every text.
+    point_output_ignore: tokens whose points make no box and join no loss, as
+      `geometry.token_mask` takes it.
+    trace_point_output_ignore: the same for the loss of captions with a trace.
+    prompt_points_per_side: points a side of the grid in a box prompt.
+    prompt_use_box_rate: in training, how often a box prompt is given by its
+      corners rather than by the grid of points.
+  """
+
+  git_backbone: nn.Module
+  sam_backbone: nn.Module
+  prompt_encoder: nn.Module
+  prompt_adapter: nn.Module
+  visual_project_layers: nn.Module
+  textual: nn.Module
+  point_predictor: nn.Module
+  mask_adapter: nn.Module | None = None
+  mask_decoder: nn.Module | None = None
+  git_normalizer: image_features.ImageNormalizer = (
+      image_features.ImageNormalizer()
+  )
+  sam_normalizer: image_features.ImageNormalizer = (
+      image_features.SamImageNormalizer()
+  )
+  feature_fusion: str = 'git+sam'
+  begin_token_id: int = 0
+  end_token_id: int = 1
+  point_output_ignore: str = 'begin,end,pad'
+  trace_point_output_ignore: str = 'begin,end,pad'
+  prompt_points_per_side: int = 2
+  prompt_use_box_rate: float = 1.0
+
+  @property
+  def has_masks(self) -> bool:
+    """Whether the network predicts masks.
+
+    Raises:
+      ValueError: if only one of mask adapter and mask decoder is there.
+    """
+    if (self.mask_adapter is None) != (self.mask_decoder is None):
+      raise ValueError(
+          'PixelLLM: mask_adapter and mask_decoder go together; got'
+          f' mask_adapter={self.mask_adapter} and'
+          f' mask_decoder={self.mask_decoder}. Give both, or neither for a run'
+          ' without masks.'
+      )
+    return self.mask_decoder is not None
+
+  def __call__(
+      self,
+      image: Num[Array, 'B H W 3'],
+      image_hw: Num[Array, 'B 2'],
+      prompt_boxes: Float[Array, 'B N 4'],
+      context_tokens: Int[Array, 'B N C'],
+      text_tokens: Int[Array, 'B N T'],
+      *,
+      enable_dropout: bool = False,
+  ) -> Outputs:
+    """Runs all stages on the given text, as in training.
+
+    Args:
+      image: pixel values of 0 to 255, the valid area at the top left.
+      image_hw: height and width of the valid area.
+      prompt_boxes: where to look, for each prompt.
+      context_tokens: what is asked, 0 is padding.
+      text_tokens: begin … end, 0 is padding.
+      enable_dropout: needs the `dropout` rng.
+
+    Returns:
+      The outputs of all stages but the first.
+    """
+    features = self.encode_image(image, image_hw, enable_dropout=enable_dropout)
+    visual_tokens = self.encode_prompt(
+        features, prompt_boxes, enable_dropout=enable_dropout
+    )
+    encoded = self.encode_context(
+        visual_tokens, context_tokens, enable_dropout=enable_dropout
+    )
+    text = self.read_text(encoded, text_tokens, enable_dropout=enable_dropout)
+    location = self.locate(features, text.features, text_tokens)
+    mask = None
+    if self.has_masks:
+      mask = self.segment(
+          features, location.boxes, visual_tokens, text.features
+      )
+    return Outputs(
+        visual_tokens=visual_tokens, text=text, location=location, mask=mask
+    )
+
+  def encode_image(
+      self,
+      image: Num[Array, 'B H W 3'],
+      image_hw: Num[Array, 'B 2'],
+      *,
+      enable_dropout: bool = False,
+  ) -> ImageFeatures:
+    """Runs both towers and fuses their maps (RefA, Sec. 3.2).
+
+    Args:
+      image: pixel values of 0 to 255, the valid area at the top left.
+      image_hw: height and width of the valid area.
+      enable_dropout: whether tower branches may drop.
+
+    Returns:
+      Features of the images.
+    """
+    height, width = image.shape[1:3]
+    inside = geometry.valid_mask(image_hw, height, width)
+    git = self.git_backbone(
+        self.git_normalizer(image, inside), enable_dropout=enable_dropout
+    )
+    sam = self.sam_backbone(
+        self.sam_normalizer(image, inside), enable_dropout=enable_dropout
+    )
+    return ImageFeatures(
+        fused=image_features.fuse_feature_maps(
+            self.feature_fusion, {'git': git, 'sam': sam}
+        ),
+        sam=sam,
+        valid_hw=image_hw.astype(jnp.float32),
+        input_hw=(height, width),
+    )
+
+  def encode_prompt(
+      self,
+      features: ImageFeatures,
+      prompt_boxes: Float[Array, 'B N 4'],
+      *,
+      enable_dropout: bool = False,
+  ) -> Float[Array, 'B N L D']:
+    """Reads the image under each prompt (RefA, Sec. 3.2).
+
+    Args:
+      features: of the images.
+      prompt_boxes: where to look; a global prompt is the whole valid area.
+      enable_dropout: whether a prompt may be given as points.
+
+    Returns:
+      Visual tokens in the language model's width.
+    """
+    grid_hw = features.fused.shape[1:3]
+    adapted = self.prompt_adapter(
+        features.fused,
+        self.prompt_encoder.dense_pe(*grid_hw),
+        self._prompt_embeddings(features, prompt_boxes, enable_dropout),
+        self.prompt_encoder.no_mask(),
+    )
+    return self.visual_project_layers(adapted.sparse)
+
+  def _prompt_embeddings(
+      self,
+      features: ImageFeatures,
+      prompt_boxes: Float[Array, 'B N 4'],
+      enable_dropout: bool,
+  ) -> Float[Array, 'B N Q D']:
+    """Embeds boxes by their corners, or by a grid of points inside them.
+
+    Both have the length of the points and one not-a-point; behind a box's two
+    corners the no-mask vector fills up. A box without a positive coordinate is
+    none, and goes as points.
+    """
+    points = geometry.boxes_to_points(
+        prompt_boxes, self.prompt_points_per_side, cell_centres=False
+    )
+    labels = jnp.ones(points.shape[:-1], jnp.int32)
+    by_points = self.prompt_encoder.points(
+        points, labels, features.input_hw, pad=True
+    )
+    corners = self.prompt_encoder.boxes(prompt_boxes, features.input_hw)
+    filler = self.prompt_encoder.no_mask()[None, None, None]
+    num_fillers = by_points.shape[2] - corners.shape[2]
+    by_corners = jnp.concatenate(
+        [
+            corners,
+            jnp.broadcast_to(
+                filler,
+                (*corners.shape[:2], num_fillers, corners.shape[3]),
+            ),
+        ],
+        axis=2,
+    )
+    use_box = jnp.any(prompt_boxes > 0, axis=-1)
+    if enable_dropout and self.prompt_use_box_rate < 1:
+      use_box &= jax.random.bernoulli(
+          self.make_rng('dropout'), self.prompt_use_box_rate, use_box.shape
+      )
+    return jnp.where(use_box[..., None, None], by_corners, by_points)
+
+  def encode_context(
+      self,
+      visual_tokens: Float[Array, 'B N L D'],
+      context_tokens: Int[Array, 'B N C'],
+      *,
+      enable_dropout: bool = False,
+  ) -> t5_text_head.EncodedPrompt:
+    """Folds prompts into the batch and encodes what the text depends on.
+
+    Args:
+      visual_tokens: of each prompt.
+      context_tokens: of each prompt, 0 is padding.
+      enable_dropout: whether the language model drops.
+
+    Returns:
+      The encoded prompts, B·N rows.
+    """
+    return self.textual.encode(
+        fold_prompts(visual_tokens),
+        fold_prompts(context_tokens),
+        deterministic=not enable_dropout,
+    )
+
+  def read_text(
+      self,
+      encoded: t5_text_head.EncodedPrompt,
+      text_tokens: Int[Array, 'B N T'],
+      *,
+      enable_dropout: bool = False,
+  ) -> TextOutputs:
+    """Reads a text that is already there, and unfolds the prompts.
+
+    Args:
+      encoded: the encoded prompts.
+      text_tokens: begin … end, 0 is padding.
+      enable_dropout: whether the language model drops.
+
+    Returns:
+      Logits and features at all positions.
+    """
+    output = self.textual.decode(
+        encoded, fold_prompts(text_tokens), deterministic=not enable_dropout
+    )
+    num_prompts = text_tokens.shape[1]
+    return TextOutputs(
+        logits=unfold_prompts(output.logits, num_prompts),
+        features=unfold_prompts(output.features, num_prompts),
+    )
+
+  def start_decode(
+      self, encoded: t5_text_head.EncodedPrompt, num_beams: int, length: int
+  ) -> decode_cache.DecodeCache:
+    """Prepares decoding; see `T5TextHead.start_decode`."""
+    return self.textual.start_decode(encoded, num_beams, length)
+
+  def decode_step(
+      self,
+      cache: decode_cache.DecodeCache,
+      sequences: Int[Array, 'M K T'],
+      index: Int[Array, ''],
+  ) -> tuple[Float[Array, 'M K V'], decode_cache.DecodeCache]:
+    """Scores the token behind `index`; see `T5TextHead.decode_step`."""
+    return self.textual.decode_step(cache, sequences, index)
+
+  def locate(
+      self,
+      features: ImageFeatures,
+      text_features: Float[Array, 'B N T D'],
+      text_tokens: Int[Array, 'B N T'],
+  ) -> LocationOutputs:
+    """Points at every token, and boxes the points that count (RefA, Sec. 3.3).
+
+    Args:
+      features: of the images; their valid area scales the points.
+      text_features: of the text.
+      text_tokens: the text, which says whose points count.
+
+    Returns:
+      Points and boxes.
+    """
+    prediction = self.point_predictor(text_features)
+    points = geometry.points_to_absolute(
+        prediction.points_rel, features.valid_hw
+    )
+    point_mask = self.token_mask(text_tokens, self.point_output_ignore)
+    num_points = points.shape[3]
+    flat_points = points.reshape(*points.shape[:2], -1, 2)
+    boxes = geometry.points_to_boxes(
+        flat_points, jnp.repeat(point_mask, num_points, axis=2)
+    )
+    return LocationOutputs(
+        points=points,
+        point_logits=prediction.logits,
+        point_mask=point_mask,
+        # The mask loss must not move the box: the original stops here.
+        boxes=jax.lax.stop_gradient(boxes),
+    )
+
+  def token_mask(
+      self, text_tokens: Int[Array, 'B N T'], ignore: str
+  ) -> Bool[Array, 'B N T']:
+    """Tokens that count, in the ids of this network's texts."""
+    return geometry.token_mask(
+        text_tokens,
+        ignore,
+        begin_id=self.begin_token_id,
+        end_id=self.end_token_id,
+    )
+
+  def point_targets(
+      self,
+      text_tokens: Int[Array, 'B N T'],
+      points: Float[Array, 'B N T P 2'],
+      boxes: Float[Array, 'B N 4'],
+  ) -> PointTargets:
+    """Targets of the point loss: a trace where there is one, else the box.
+
+    An image with any positive target point has a trace: its captions point at
+    every word. In others the tokens that count point at the corners of their
+    prompt's target box. Needs no parameters.
+
+    Args:
+      text_tokens: the text.
+      points: targets per token, all zero in an image without a trace.
+      boxes: target boxes.
+
+    Returns:
+      Targets and which of them count.
+    """
+    has_trace = jnp.any(points > 0, axis=(1, 2, 3, 4))[:, None, None]
+    corners = boxes.reshape(*boxes.shape[:2], 1, 2, 2)
+    return PointTargets(
+        points=jnp.where(has_trace[..., None, None], points, corners),
+        mask=jnp.where(
+            has_trace,
+            self.token_mask(text_tokens, self.trace_point_output_ignore),
+            self.token_mask(text_tokens, self.point_output_ignore),
+        ),
+    )
+
+  def segment(
+      self,
+      features: ImageFeatures,
+      boxes: Float[Array, 'B N 4'],
+      visual_tokens: Float[Array, 'B N L D'],
+      text_features: Float[Array, 'B N T D'],
+  ) -> MaskOutputs:
+    """Draws the mask of each box, helped by what the text says.
+
+    Args:
+      features: of the images.
+      boxes: prompts of the mask decoder.
+      visual_tokens: of each prompt.
+      text_features: of each prompt's text.
+
+    Returns:
+      One mask a prompt.
+    """
+    corners = self.prompt_encoder.boxes(boxes, features.input_hw)
+    prediction = self.mask_decoder(
+        features.sam,
+        self.prompt_encoder.dense_pe(*features.sam.shape[1:3]),
+        self.mask_adapter(corners, visual_tokens, text_features),
+        self.prompt_encoder.no_mask(),
+    )
+    return MaskOutputs(logits=prediction.logits, iou=prediction.iou)
