@@ -1,0 +1,346 @@
+"""AdamW with frozen parameters, rate multipliers and layer-wise decay.
+
+RefA: the published recipes of "Pixel Aligned Language Models" (arXiv
+2312.09237); RefB: decoupled weight decay (arXiv 1711.05101); RefC: layer-wise
+learning rates as in BEiT (arXiv 2106.08254).
+
+Parameters are named by their path joined with slashes. Every pattern of a
+recipe is checked against the parameter tree, so that a misspelt one fails
+before the first step instead of training what should be frozen.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import difflib
+import math
+import re
+from typing import Any
+import warnings
+
+import jax
+import optax
+
+from t5x import optimizers
+
+
+def param_names(params: Any) -> list[str]:
+  """Names the leaves of a parameter tree, in the tree's order."""
+  return [
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for path, _ in jax.tree.leaves_with_path(params)
+  ]
+
+
+def _compile(pattern: str) -> re.Pattern:
+  """Compiles a pattern, and names it if it is no regular expression."""
+  try:
+    return re.compile(pattern)
+  except re.error as e:
+    raise ValueError(
+        f'{pattern!r} is not a regular expression: {e}. Escape dots and'
+        ' brackets of parameter names with a backslash.'
+    ) from e
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> list[str]:
+  """Finds names, or parts of names, that look like a pattern."""
+  plain = re.sub(r'[\\^$()?:!|*+\[\]{}]', '', pattern).strip('/')
+  parts = set()
+  for name in names:
+    words = name.split('/')
+    parts.update(words)
+    parts.update('/'.join(words[:i]) for i in range(1, len(words) + 1))
+  return difflib.get_close_matches(plain, sorted(parts), n=3, cutoff=0.3)
+
+
+def match(
+    names: Sequence[str], patterns: Sequence[str], field: str
+) -> dict[str, str]:
+  """Finds the pattern of each parameter.
+
+  Args:
+    names: parameter names.
+    patterns: regular expressions that are searched anywhere in a name:
+      'sam_backbone' matches 'sam_backbone/neck/0/kernel'.
+    field: what the patterns are, for messages.
+
+  Returns:
+    Name to pattern, for the names that one matches.
+
+  Raises:
+    ValueError: if a pattern matches nothing or two match one parameter.
+  """
+  found: dict[str, str] = {}
+  for pattern in patterns:
+    regex = _compile(pattern)
+    matched = [name for name in names if regex.search(name)]
+    if not matched:
+      raise ValueError(
+          f'{field}: pattern {pattern!r} matches none of the {len(names)}'
+          f' parameters. Nearest: {_nearest(pattern, names)}.'
+      )
+    for name in matched:
+      if name in found:
+        raise ValueError(
+            f'{field}: patterns {found[name]!r} and {pattern!r} both match'
+            f' parameter {name!r}; make them exclusive.'
+        )
+      found[name] = pattern
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerDecay:
+  """Smaller rates for earlier blocks of a tower (RefC).
+
+  The factor is rate^(num_layers + 1 - id): id 0 for the stem, i + 1 for block
+  i, and num_layers + 1 (factor 1) for everything else.
+
+  Attributes:
+    num_layers: blocks of the tower.
+    rate: factor between neighbouring blocks.
+    block_prefix: regular expression from the start of the name to the block's
+      number.
+    stems: parts of names, matched anywhere: as in the original a position
+      table of another tower counts as stem too.
+  """
+
+  num_layers: int
+  rate: float = 0.8
+  block_prefix: str = r'git_backbone/blocks\.'
+  stems: tuple[str, ...] = ('patch_embed.proj', 'pos_embed')
+
+  def __post_init__(self):
+    _compile(self.block_prefix)
+
+  def layer_id(self, name: str) -> int:
+    """Gives a parameter's layer, 0 to num_layers + 1.
+
+    Args:
+      name: parameter name.
+
+    Returns:
+      The layer.
+
+    Raises:
+      ValueError: if the name's block is not below `num_layers`.
+    """
+    if any(stem in name for stem in self.stems):
+      return 0
+    found = re.match(f'(?:{self.block_prefix})([0-9]+)', name)
+    if not found:
+      return self.num_layers + 1
+    block = int(found.groups()[-1])
+    if block >= self.num_layers:
+      raise ValueError(
+          f'Parameter {name!r} is in block {block}, but LayerDecay has'
+          f' num_layers={self.num_layers}: set it to the depth of the tower.'
+      )
+    return block + 1
+
+  def factor(self, name: str) -> float:
+    """Gives the factor of a parameter's rate."""
+    return self.rate ** (self.num_layers + 1 - self.layer_id(name))
+
+  def check(self, names: Sequence[str]):
+    """Checks that prefix and stems match something.
+
+    Args:
+      names: all parameter names.
+
+    Raises:
+      ValueError: if they do not, or a block's number is too large.
+    """
+    ids = {self.layer_id(name) for name in names}
+    if not ids & set(range(1, self.num_layers + 1)):
+      raise ValueError(
+          f'LayerDecay: block_prefix {self.block_prefix!r} matches no'
+          f' parameter. Nearest: {_nearest(self.block_prefix, names)}.'
+      )
+    for stem in self.stems:
+      if not any(stem in name for name in names):
+        raise ValueError(
+            f'LayerDecay: stem {stem!r} is part of no parameter name.'
+            f' Nearest: {_nearest(stem, names)}.'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamRow:
+  """How one parameter trains.
+
+  Attributes:
+    name: path joined with slashes.
+    shape: its shape.
+    count: its number of values.
+    trained: whether it trains.
+    lr_factor: factor of its learning rate.
+    decays: whether weight decay applies.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  count: int
+  trained: bool
+  lr_factor: float
+  decays: bool
+
+
+def _decays(param: Any) -> bool:
+  """Tells whether weight decay applies: one dimension is exempt (RefA)."""
+  return param.ndim != 1
+
+
+class ParamGroupOptimizer(optimizers.OptaxWrapper):
+  """AdamW (RefB) whose settings depend on the parameter's name.
+
+  The learning rate stands in the optax transformation; the one T5X passes each
+  step is for the log only. Weight decay skips parameters with one dimension and
+  nothing else: position tables and learned tokens decay (RefA). Rate factors
+  scale the decay too.
+  """
+
+  def __init__(
+      self,
+      learning_rate: float | Callable[[Any], Any],
+      *,
+      b1: float = 0.9,
+      b2: float = 0.999,
+      eps: float = 1e-8,
+      weight_decay: float = 0.0,
+      frozen: Sequence[str] = (),
+      lr_multipliers: Sequence[tuple[str, float]] = (),
+      layer_decay: LayerDecay | None = None,
+      clip_norm: float | None = None,
+  ):
+    """Makes the optimizer.
+
+    Args:
+      learning_rate: the rate, or a function from the step to it.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: decoupled weight decay, times the rate.
+      frozen: regular expressions; parameters that one matches anywhere in their
+        name do not train and have no optimizer state.
+      lr_multipliers: pairs of such an expression and a factor of the rate.
+      layer_decay: layer-wise rates; they multiply with `lr_multipliers`.
+      clip_norm: largest global norm of the gradients, None for no limit.
+    """
+    self.frozen = tuple(frozen)
+    self.lr_multipliers = tuple((p, float(f)) for p, f in lr_multipliers)
+    self.layer_decay = layer_decay
+    self.weight_decay = weight_decay
+    for pattern in (*self.frozen, *dict(self.lr_multipliers)):
+      _compile(pattern)
+    steps = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+    steps += [
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.stateless(self._decay_and_scale),
+        optax.scale_by_learning_rate(learning_rate),
+    ]
+    super().__init__(optax.chain(*steps))
+
+  def lr_factor(self, name: str) -> float:
+    """Gives the factor of a parameter's learning rate."""
+    factor = self.layer_decay.factor(name) if self.layer_decay else 1.0
+    for pattern, multiplier in self.lr_multipliers:
+      if re.search(pattern, name):
+        factor *= multiplier
+    return factor
+
+  def _decay_and_scale(self, updates: Any, params: Any) -> Any:
+    """Adds weight decay and applies each parameter's rate factor."""
+
+    def one(path, update, param):
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      if self.weight_decay and _decays(param):
+        update = update + self.weight_decay * param
+      factor = self.lr_factor(name)
+      return update if factor == 1.0 else factor * update
+
+    return jax.tree.map_with_path(one, updates, params)
+
+  def _frozen_names(self, params: Any) -> Mapping[str, str]:
+    """Checks all patterns and returns the frozen names with their pattern."""
+    names = param_names(params)
+    frozen = match(names, self.frozen, 'ParamGroupOptimizer.frozen')
+    if len(frozen) == len(names):
+      raise ValueError(
+          f'ParamGroupOptimizer.frozen={self.frozen} freezes all'
+          f' {len(names)} parameters; leave some to train.'
+      )
+    multiplied = match(
+        names,
+        [pattern for pattern, _ in self.lr_multipliers],
+        'ParamGroupOptimizer.lr_multipliers',
+    )
+    trained = {p for name, p in multiplied.items() if name not in frozen}
+    for pattern in dict(self.lr_multipliers):
+      if pattern not in trained:
+        warnings.warn(
+            f'ParamGroupOptimizer.lr_multipliers: {pattern!r} matches frozen'
+            ' parameters only and has no effect.',
+            stacklevel=2,
+        )
+    if self.layer_decay:
+      self.layer_decay.check(names)
+    return frozen
+
+  def trainable_mask(self, params: Any) -> Any:
+    """Tells which parameters train.
+
+    Args:
+      params: parameters, or anything of their structure.
+
+    Returns:
+      A tree of bool.
+
+    Raises:
+      ValueError: if a pattern matches nothing, two match one parameter, or
+        nothing is left to train.
+    """
+    frozen = self._frozen_names(params)
+    flags = [name not in frozen for name in param_names(params)]
+    return jax.tree.unflatten(jax.tree.structure(params), flags)
+
+  def table(self, params: Any) -> list[ParamRow]:
+    """Tells how each parameter trains, for a dry run.
+
+    Args:
+      params: parameters or their shapes (`jax.eval_shape`).
+
+    Returns:
+      A row a parameter, in the tree's order.
+    """
+    frozen = self._frozen_names(params)
+    return [
+        ParamRow(
+            name=name,
+            shape=tuple(param.shape),
+            count=math.prod(param.shape),
+            trained=name not in frozen,
+            lr_factor=self.lr_factor(name),
+            decays=bool(self.weight_decay) and _decays(param),
+        )
+        for name, param in zip(param_names(params), jax.tree.leaves(params))
+    ]
+
+
+def format_table(rows: Sequence[ParamRow]) -> str:
+  """Formats a table of parameters as text, with the totals at the end."""
+  width = max((len(row.name) for row in rows), default=0)
+  lines = []
+  for row in rows:
+    if row.trained:
+      decay = 'decays' if row.decays else 'no decay'
+      how = f'trained, rate x {row.lr_factor:g}, {decay}'
+    else:
+      how = 'frozen'
+    lines.append(
+        f'{row.name:<{width}}  {str(row.shape):<20} {row.count:>13,}  {how}'
+    )
+  total = sum(row.count for row in rows)
+  trained = sum(row.count for row in rows if row.trained)
+  lines.append(f'{trained:,} of {total:,} values are trained.')
+  return '\n'.join(lines)
