@@ -4,9 +4,9 @@ RefA: Xu et al., "Pixel Aligned Language Models" (arXiv 2312.09237), section
 3.2, "localization".
 """
 
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pixel_llm.modules import layers

@@ -3,14 +3,13 @@
 RefA: Kirillov et al., "Segment Anything" (arXiv 2304.02643), appendix A.
 """
 
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pixel_llm import axes
-from pixel_llm.modules import layers
-from pixel_llm.modules import sam_two_way_transformer
+from pixel_llm.modules import layers, sam_two_way_transformer
 
 WIDTH = 256
 
@@ -20,12 +19,12 @@ class MaskPrediction:
   """Masks of each prompt, M a prompt.
 
   Attributes:
-    mask_logits: low-resolution logits that cover the padded network input, four
+    logits: low-resolution logits that cover the padded network input, four
       cells a cell of the image features; above 0 is inside.
     iou: the predicted IoU of each mask with the truth.
   """
 
-  mask_logits: Float[Array, 'B N M Hm Wm']
+  logits: Float[Array, 'B N M Hm Wm']
   iou: Float[Array, 'B N M']
 
 
@@ -185,13 +184,13 @@ class SamMaskDecoder(nn.Module):
         name='iou_prediction_head',
     )(iou_token)
     chosen = slice(1, None) if multimask_output else slice(0, 1)
-    mask_logits = jnp.einsum(
+    logits = jnp.einsum(
         'bnmd,bnhwd->bnmhw',
         filters[:, :, chosen],
         upscaled,
         preferred_element_type=jnp.float32,
     )
-    return MaskPrediction(mask_logits, iou[:, :, chosen].astype(jnp.float32))
+    return MaskPrediction(logits, iou[:, :, chosen].astype(jnp.float32))
 
   def _tokens(self, name: str, num_tokens: int) -> Float[Array, 'M D']:
     tokens = layers.param(

@@ -8,9 +8,9 @@ RefB: Tancik et al., "Fourier Features Let Networks Learn High Frequency
 Functions" (arXiv 2006.10739).
 """
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from pixel_llm import axes
@@ -33,6 +33,7 @@ class RandomPositionEncoding(nn.Module):
   num_features: int
 
   def setup(self):
+    """Creates the matrix."""
     self.matrix = layers.param(
         'positional_encoding_gaussian_matrix',
         nn.initializers.normal(stddev=1.0),
@@ -94,6 +95,7 @@ class SamPromptEncoder(nn.Module):
   dtype: layers.DType = jnp.float32
 
   def setup(self):
+    """Creates all vectors, so that trees do not depend on the first call."""
     if self.embed_dim % 2:
       raise ValueError(
           f'SamPromptEncoder: embed_dim={self.embed_dim} must be even, half'

@@ -6,8 +6,8 @@ prompts share it: the first layer's keys and values are then computed once.
 RefA: Kirillov et al., "Segment Anything" (arXiv 2304.02643), appendix A.
 """
 
-from flax import linen as nn
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float
 
 from pixel_llm import axes

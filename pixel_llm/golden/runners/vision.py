@@ -4,7 +4,9 @@ The figures were made for one image at a time in places; the runner adds the
 axis of images where our modules have one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import re
 from typing import Any
 
@@ -193,7 +195,7 @@ def run_sam_mask_decoder(case: golden_case.Case) -> Arrays:
         prompt,
         multimask_output=multimask_output,
     )
-    outputs[f'out/masks_{name}'] = np.asarray(prediction.mask_logits[0])
+    outputs[f'out/masks_{name}'] = np.asarray(prediction.logits[0])
     outputs[f'out/iou_{name}'] = np.asarray(prediction.iou[0])
   return outputs
 
