@@ -9,9 +9,9 @@ example joins is a weight in the batch, so a batch may mix tasks.
 
 import difflib
 
+from flax import struct
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 # RefB: weights of the focal and the dice loss, and the focal exponent is 2.
@@ -39,6 +39,32 @@ class LossTerm:
     return self.total / jnp.where(self.count > 0, self.count, 1.0)
 
 
+def text_token_weights(
+    tokens: Int[Array, 'B N T'],
+    weights: Float[Array, 'B N'],
+    *,
+    end_id: int = 1,
+    pad_id: int = 0,
+) -> Float[Array, 'B N S']:
+  """Weight of every token behind the begin token in the text loss.
+
+  Padding counts for nothing, nor does a caption whose first token behind the
+  begin token is the end token: such a row is an empty slot (RefA).
+
+  Args:
+    tokens: begin … end, then padding.
+    weights: 1 for a prompt that joins the loss, 0 for others.
+    end_id: the end token.
+    pad_id: the padding.
+
+  Returns:
+    Weights of the tokens 1 … T-1.
+  """
+  targets = tokens[:, :, 1:]
+  counts = (targets != pad_id) & (targets[..., :1] != end_id)
+  return counts * weights[..., None]
+
+
 def text_loss(
     logits: Float[Array, 'B N T V'],
     tokens: Int[Array, 'B N T'],
@@ -49,9 +75,6 @@ def text_loss(
     pad_id: int = 0,
 ) -> LossTerm:
   """Sums the cross entropy of each token given those before it (RefA).
-
-  Padding counts for nothing, nor does a caption whose first token behind the
-  begin token is the end token: such a row is an empty slot.
 
   Args:
     logits: position t scores token t + 1; the last position is unused.
@@ -84,11 +107,29 @@ def text_loss(
       - (1.0 - label_smoothing - spread) * at_target
       - spread * everywhere
   )
-  counts = (targets != pad_id) & (targets[..., :1] != end_id)
-  token_weights = counts * weights[..., None]
+  token_weights = text_token_weights(
+      tokens, weights, end_id=end_id, pad_id=pad_id
+  )
   return LossTerm(
       total=jnp.sum(cross_entropy * token_weights), count=jnp.sum(token_weights)
   )
+
+
+def point_token_weights(
+    targets: Float[Array, 'B N T P 2'],
+    weights: Float[Array, 'B N T'],
+    kind: str,
+) -> Float[Array, 'B N T']:
+  """Weight of every token in the point loss of that kind; see `point_loss`."""
+  if kind not in POINT_LOSSES:
+    nearest = difflib.get_close_matches(str(kind), POINT_LOSSES, n=1)
+    hint = f' Did you mean {nearest[0]!r}?' if nearest else ''
+    raise ValueError(
+        f'Unknown point loss {kind!r}; known are {POINT_LOSSES}.{hint}'
+    )
+  if kind == 'l1_nonzero':
+    weights = weights * jnp.any(targets != 0, axis=(-1, -2))
+  return weights
 
 
 def point_loss(
@@ -116,16 +157,9 @@ def point_loss(
   Raises:
     ValueError: if `kind` is unknown.
   """
-  if kind not in POINT_LOSSES:
-    nearest = difflib.get_close_matches(str(kind), POINT_LOSSES, n=1)
-    hint = f' Did you mean {nearest[0]!r}?' if nearest else ''
-    raise ValueError(
-        f'Unknown point loss {kind!r}; known are {POINT_LOSSES}.{hint}'
-    )
+  weights = point_token_weights(targets, weights, kind)
   difference = points.astype(jnp.float32) - targets
   distance = jnp.square(difference) if kind == 'l2' else jnp.abs(difference)
-  if kind == 'l1_nonzero':
-    weights = weights * jnp.any(targets != 0, axis=(-1, -2))
   return LossTerm(
       total=jnp.sum(jnp.mean(distance, axis=(-1, -2)) * weights),
       count=jnp.sum(weights),
