@@ -1,0 +1,4 @@
+"""Converters from the original downloads to ArrayRecord shards.
+
+Nothing in here imports TensorFlow.
+"""

@@ -1,0 +1,120 @@
+"""Finding, checking and reading picture files."""
+
+from collections.abc import Sequence
+import dataclasses
+import io
+import pathlib
+
+import PIL
+from PIL import Image
+
+# Multi-picture files (MPO) open with an ordinary JPEG.
+_FORMATS = ('JPEG', 'MPO', 'PNG')
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = (None, 1)
+
+
+class PictureError(Exception):
+  """A picture that cannot be used.
+
+  Attributes:
+    reason: a short word for the report.
+    detail: what was found.
+  """
+
+  def __init__(self, reason: str, detail: str):
+    super().__init__(f'{reason}: {detail}')
+    self.reason = reason
+    self.detail = detail
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A picture that decodes.
+
+  Attributes:
+    encoded: the bytes of the file, untouched.
+    height: rows as stored, before any EXIF turn.
+    width: columns as stored.
+    orientation: EXIF orientation other than upright, or None. Readers ignore
+      it, since the annotations of COCO are those of the stored pixels.
+  """
+
+  encoded: bytes
+  height: int
+  width: int
+  orientation: int | None
+
+
+def coco_names(image_id: int) -> tuple[str, ...]:
+  """The names one COCO picture has in the cuts of 2017 and 2014."""
+  return (
+      f'{image_id:012d}.jpg',
+      f'COCO_train2014_{image_id:012d}.jpg',
+      f'COCO_val2014_{image_id:012d}.jpg',
+  )
+
+
+def find_picture(
+    folders: Sequence[pathlib.Path], names: Sequence[str]
+) -> pathlib.Path:
+  """Returns the first of the names that is in one of the folders.
+
+  Args:
+    folders: where to look, in this order.
+    names: file names the picture may have.
+
+  Returns:
+    Its path.
+
+  Raises:
+    PictureError: if there is no such file.
+  """
+  for folder in folders:
+    for name in names:
+      path = folder / name
+      if path.is_file():
+        return path
+  raise PictureError(
+      'image_missing',
+      f'none of {list(names)} is in {[str(folder) for folder in folders]}',
+  )
+
+
+def read_picture(path: pathlib.Path) -> Picture:
+  """Reads a picture and decodes all of it, so that a cut file shows.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    The picture.
+
+  Raises:
+    PictureError: if it is empty, no picture, of another format, or cut off.
+  """
+  encoded = path.read_bytes()
+  if not encoded:
+    raise PictureError('image_empty', 'the file has no bytes')
+  try:
+    image = Image.open(io.BytesIO(encoded))
+  except PIL.UnidentifiedImageError:
+    raise PictureError(
+        'not_an_image', f'the file starts with {encoded[:16]!r}'
+    ) from None
+  if image.format not in _FORMATS:
+    raise PictureError(
+        'unsupported_format', f'found {image.format}, expected JPEG or PNG'
+    )
+  try:
+    image.load()
+  # Pillow's decoders raise SyntaxError for broken PNG chunks.
+  except (OSError, SyntaxError, ValueError) as e:
+    raise PictureError('image_truncated', str(e)) from e
+  orientation = image.getexif().get(_EXIF_ORIENTATION)
+  return Picture(
+      encoded=encoded,
+      height=image.height,
+      width=image.width,
+      orientation=None if orientation in _UPRIGHT else orientation,
+  )

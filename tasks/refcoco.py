@@ -1,0 +1,336 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg: an expression, its box and its mask (RefA).
+
+A record is a picture with its objects; each object has several expressions.
+A prompt is one expression: context "where is " + expression, text the
+expression, location the whole picture, targets the object's box and mask.
+
+RefA: `tasks/build/refcoco.py` for the record; golden cases `io_decode` and
+`io_pipeline` for tokens and geometry.
+"""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_lib
+import seqio
+import tensorflow as tf
+
+from pixel_llm.evaluation import refexp
+from tasks import image_ops
+from tasks import outputs
+from tasks import sources
+from tasks import text_ops
+from tasks import views
+from tasks import vocabularies
+
+CONTEXT_PREFIX = 'where is '
+
+# The original's setting is not on record; its detector recipes use the same.
+SCALE_RANGE = (0.1, 2.0)
+
+# Fields with one row an expression, from parsing on.
+ROW_FIELDS = (
+    'texts',
+    'prompt_ids',
+    'boxes_orig',
+    'mask_pngs',
+    'mask_rle_counts',
+)
+
+
+def _ragged(name: str, dtype: tf.DType) -> tf.io.RaggedFeature:
+  """A list a object, stored as flat values and row lengths."""
+  return tf.io.RaggedFeature(
+      dtype,
+      value_key=f'{name}/ragged_flat_values',
+      partitions=[
+          tf.io.RaggedFeature.RowLengths(f'{name}/ragged_row_lengths_0')
+      ],
+      row_splits_dtype=tf.int64,
+  )
+
+
+_RECORD = {
+    'image': tf.io.FixedLenFeature([], tf.string),
+    'image/id': tf.io.FixedLenFeature([], tf.int64),
+    'image/file_name': tf.io.FixedLenFeature([], tf.string),
+    'image/height': tf.io.FixedLenFeature([], tf.int64),
+    'image/width': tf.io.FixedLenFeature([], tf.int64),
+    'objects/bbox': tf.io.FixedLenSequenceFeature(
+        [4], tf.float32, allow_missing=True
+    ),
+    'objects/mask': tf.io.RaggedFeature(tf.string),
+    'objects/mask_rle': tf.io.RaggedFeature(tf.string),
+    'objects/refexp/refexp_id': _ragged('objects/refexp/refexp_id', tf.int64),
+    'objects/refexp/sent': _ragged('objects/refexp/sent', tf.string),
+}
+
+
+def yxyx_to_xyxy(boxes_rel: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
+  """Relative (y0, x0, y1, x1) [n, 4] to pixels (x0, y0, x1, y1), clipped."""
+  height, width = tf.unstack(tf.cast(hw, tf.float32))
+  y0, x0, y1, x1 = tf.unstack(tf.clip_by_value(boxes_rel, 0.0, 1.0), axis=-1)
+  return tf.stack([x0 * width, y0 * height, x1 * width, y1 * height], axis=-1)
+
+
+def parse_record(place: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  """Reads a record into one row an expression.
+
+  Args:
+    place: `record`, `seed` and `training` of the source.
+
+  Returns:
+    The fields of the picture, and `ROW_FIELDS`: `boxes_orig` [n, 4] in pixels
+    of the picture; `mask_pngs` and `mask_rle_counts`, empty where an object
+    has no mask.
+  """
+  record = tf.io.parse_single_example(place['record'], _RECORD)
+  orig_hw = tf.cast(
+      tf.stack([record['image/height'], record['image/width']]), tf.int32
+  )
+  ids = record['objects/refexp/refexp_id']
+  objects = ids.value_rowids()
+  boxes = yxyx_to_xyxy(record['objects/bbox'], orig_hw)
+  return {
+      'encoded': record['image'],
+      'image_id': tf.strings.as_string(record['image/id']),
+      'file_name': record['image/file_name'],
+      'orig_hw': orig_hw,
+      'seed': place['seed'],
+      'training': place['training'],
+      'texts': record['objects/refexp/sent'].values,
+      'prompt_ids': tf.strings.as_string(ids.values),
+      'boxes_orig': tf.gather(boxes, objects),
+      'mask_pngs': tf.gather(record['objects/mask'], objects),
+      'mask_rle_counts': tf.gather(record['objects/mask_rle'], objects),
+  }
+
+
+def choose_rows(
+    example: Mapping[str, tf.Tensor],
+    size: int,
+    num_prompts: int,
+    scale_range: tuple[float, float],
+) -> dict[str, tf.Tensor]:
+  """Adds a view, and in training draws up to N expressions it still shows.
+
+  Args:
+    example: from `parse_record`.
+    size: side of the network input.
+    num_prompts: N.
+    scale_range: of the views in training.
+
+  Returns:
+    The example with the fields of its view and its rows: all of them in
+    evaluation, 0 to N in random order in training.
+  """
+  seeds = tf.random.split(example['seed'])
+  view = views.choose_view(
+      example['orig_hw'], size, example['training'], scale_range, seeds[0]
+  )
+  visible = tf.where(image_ops.has_area(view.boxes(example['boxes_orig'])))[
+      :, 0
+  ]
+  drawn = tf.random.experimental.stateless_shuffle(visible, seeds[1])
+  rows = tf.cond(
+      example['training'],
+      lambda: drawn[:num_prompts],
+      lambda: tf.range(tf.size(example['texts'], tf.int64)),
+  )
+  return {
+      **outputs.take_rows(example, ROW_FIELDS, rows),
+      **views.to_fields(view),
+  }
+
+
+def _decode_masks(pngs: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
+  """Decodes masks [n, h, w, 1] uint8, 0 or 255; an empty one is all 0."""
+
+  def decode(png: tf.Tensor) -> tf.Tensor:
+    return tf.cond(
+        tf.strings.length(png) > 0,
+        lambda: tf.io.decode_png(png, channels=1),
+        lambda: tf.zeros(tf.concat([hw, [1]], 0), tf.uint8),
+    )
+
+  return tf.map_fn(
+      decode,
+      pngs,
+      fn_output_signature=tf.TensorSpec([None, None, 1], tf.uint8),
+  )
+
+
+def finish_rows(
+    example: Mapping[str, tf.Tensor],
+    sizes: Mapping[str, int],
+    vocabulary: seqio.Vocabulary,
+    caption_weight: float,
+    with_masks: bool,
+) -> dict[str, tf.Tensor]:
+  """Decodes the picture and the drawn masks, and makes the features.
+
+  Args:
+    example: with a view and 1 to N rows.
+    sizes: S, N, T, C, P.
+    vocabulary: of text and context.
+    caption_weight: 1 if the expressions join the caption loss.
+    with_masks: whether to yield masks.
+
+  Returns:
+    The task features, and what `postprocess` needs.
+  """
+  view = views.from_fields(example)
+  texts = example['texts']
+  rows = tf.shape(texts)[0]
+  image = image_ops.decode_image(example['encoded'])
+  finished = {
+      'image': view.image(image, sizes['S']),
+      'image_hw': view.hw,
+      'prompt_boxes': image_ops.image_boxes(view.hw, rows),
+      'text_tokens': text_ops.tokenize(texts, vocabulary, sizes['T']),
+      'context_tokens': text_ops.tokenize(
+          CONTEXT_PREFIX + texts, vocabulary, sizes['C'], begin=False
+      ),
+      'boxes': view.boxes(example['boxes_orig']),
+      'points': tf.zeros([rows, sizes['T'], sizes['P'], 2], tf.float32),
+      'caption_weights': outputs.row_weights(rows, caption_weight),
+      'point_weights': outputs.row_weights(rows, 1.0),
+  }
+  if with_masks:
+    masks = view.masks(
+        _decode_masks(example['mask_pngs'], view.orig_hw), sizes['S']
+    )
+    finished['masks'] = tf.cast(masks[..., 0] > 127, tf.uint8)
+    finished['mask_weights'] = tf.cast(
+        tf.strings.length(example['mask_pngs']) > 0, tf.float32
+    )
+  kept = ['image_id', 'file_name', 'orig_hw', 'texts', 'prompt_ids']
+  kept += ['boxes_orig', 'mask_rle_counts']
+  return {**finished, **{name: example[name] for name in kept}}
+
+
+def preprocess(
+    dataset: tf.data.Dataset,
+    sequence_length: Mapping[str, Any],
+    output_features: Mapping[str, seqio.Feature],
+    scale_range: tuple[float, float] = (1.0, 1.0),
+    caption_weight: float = 0.0,
+) -> tf.data.Dataset:
+  """Turns records into examples.
+
+  Training splits show a random view and N random prompts. Others show the
+  whole picture, and an image with more than N prompts becomes several
+  examples.
+
+  Args:
+    dataset: of a `sources.ArrayRecordSource`.
+    sequence_length: of `features.feature_lengths`.
+    output_features: of the task; they say whether there are masks.
+    scale_range: of the views in training.
+    caption_weight: 1 if the expressions join the caption loss.
+
+  Returns:
+    The examples.
+  """
+  with_masks = 'masks' in output_features
+  sizes = outputs.sizes_for(sequence_length, with_masks)
+  choose = functools.partial(
+      choose_rows,
+      size=sizes['S'],
+      num_prompts=sizes['N'],
+      scale_range=scale_range,
+  )
+  finish = functools.partial(
+      finish_rows,
+      sizes=sizes,
+      vocabulary=output_features['text_tokens'].vocabulary,
+      caption_weight=caption_weight,
+      with_masks=with_masks,
+  )
+  dataset = dataset.map(parse_record, num_parallel_calls=tf.data.AUTOTUNE)
+  dataset = dataset.map(choose, num_parallel_calls=tf.data.AUTOTUNE)
+  # A crop may show none of the objects: no row, no example.
+  dataset = outputs.split_rows(dataset, ROW_FIELDS, sizes['N'])
+  return dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def postprocess(
+    output: Any, example: Mapping[str, Any], is_target: bool, **unused: Any
+) -> Any:
+  """Makes what the metrics compare.
+
+  Args:
+    output: the decoded texts [N] of a prediction; unused for a target.
+    example: an example of the task as arrays.
+    is_target: whether the target is wanted.
+    **unused: other arguments of SeqIO.
+
+  Returns:
+    For a target, a dict of the picture's `image_id`, `file_name`, `orig_hw`,
+    `image_hw`, `padded_hw` (sides of the network input) and of n prompts'
+    `prompt_ids`, `texts`, `boxes_orig` [n, 4] (xyxy pixels of the original
+    picture) and `masks_rle`. For a prediction, its first n texts.
+  """
+  texts = [text.decode('utf-8') for text in example['texts']]
+  if not is_target:
+    return list(output[: len(texts)])
+  size = [int(side) for side in example['orig_hw']]
+  return {
+      'image_id': example['image_id'].decode('utf-8'),
+      'file_name': example['file_name'].decode('utf-8'),
+      'orig_hw': np.asarray(example['orig_hw']),
+      'image_hw': np.asarray(example['image_hw']),
+      'padded_hw': np.asarray(example['image'].shape[:2]),
+      'prompt_ids': [row.decode('utf-8') for row in example['prompt_ids']],
+      'texts': texts,
+      'boxes_orig': np.asarray(example['boxes_orig']),
+      'masks_rle': [
+          _mask_rle(size, counts) for counts in example['mask_rle_counts']
+      ],
+  }
+
+
+def _mask_rle(size: list[int], counts: bytes) -> dict[str, Any]:
+  """Compressed RLE as JSON takes it; an object without mask has no pixel."""
+  if not counts:
+    counts = mask_lib.encode(np.zeros(size, np.uint8, order='F'))['counts']
+  return {'size': size, 'counts': counts.decode('utf-8')}
+
+
+def add_refcoco_tasks(
+    name: str,
+    splits: Mapping[str, str],
+    build_command: str,
+    scale_range: tuple[float, float] = (1.0, 1.0),
+) -> None:
+  """Registers `<name>_refseg` (with masks) and `<name>_refexp` (without).
+
+  In refexp the expressions join the caption loss too; the refseg recipe
+  trains points and masks only.
+
+  Args:
+    name: the data set.
+    splits: split name to its folder below the data directory.
+    build_command: what makes these folders.
+    scale_range: of the training views.
+  """
+  for suffix, with_masks in (('refseg', True), ('refexp', False)):
+    seqio.TaskRegistry.add(
+        f'{name}_{suffix}',
+        source=sources.ArrayRecordSource(splits, build_command),
+        preprocessors=[
+            functools.partial(
+                preprocess,
+                scale_range=scale_range,
+                caption_weight=0.0 if with_masks else 1.0,
+            )
+        ],
+        output_features=outputs.output_features(
+            vocabularies.t5_vocabulary(), with_masks
+        ),
+        postprocess_fn=postprocess,
+        metric_fns=[refexp.refexp_metrics],
+        shuffle_buffer_size=None,
+    )

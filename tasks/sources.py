@@ -1,0 +1,219 @@
+"""Where the examples come from: ArrayRecord files, read at random places.
+
+A data set is a folder that `python -m tasks.build` wrote: shards of records
+and a `manifest.json`. Paths are resolved when a data set is read, so tasks
+can be registered without any data.
+
+The order is a full permutation of the record numbers, a function of (seed,
+epoch) and of nothing else: neither of the shards, nor of the number of hosts,
+nor of the buffer sizes. Only record numbers are shuffled, so an iterator's
+checkpoint holds a position and no decoded image.
+"""
+
+from collections.abc import Collection, Mapping
+import functools
+import json
+import os
+import pathlib
+
+from array_record.python import array_record_data_source
+import numpy as np
+import seqio
+import tensorflow as tf
+
+ENVIRONMENT_VARIABLE = 'PIXEL_LLM_DATA_DIR'
+DEFAULT_DATA_DIR = 'data'
+MANIFEST = 'manifest.json'
+SCHEMA_VERSION = 1
+
+
+def data_dir() -> pathlib.Path:
+  """Returns `$PIXEL_LLM_DATA_DIR`, or `./data` where it is not set."""
+  return pathlib.Path(os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_DATA_DIR)
+
+
+class ArrayRecordSource(seqio.DataSource):
+  """Serialized records and their seeds from a folder of ArrayRecord shards.
+
+  Each element has
+  * `record`: the serialized `tf.train.Example`,
+  * `index`: its number in the split,
+  * `training`: whether the split is one to train on,
+  * `seed`: int64 [2], a function of (seed, epoch, index). Preprocessors draw
+    from it alone, so an example looks the same however many hosts there are.
+
+  `num_input_examples` stays None on purpose: SeqIO would otherwise keep small
+  sets in memory in their first epoch's order, and save them with every
+  checkpoint. `num_records` tells the number.
+  """
+
+  def __init__(
+      self,
+      splits: Mapping[str, str],
+      build_command: str,
+      training_splits: Collection[str] = ('train',),
+  ):
+    """Makes a source.
+
+    Args:
+      splits: split name to its folder below the data directory.
+      build_command: what makes these folders, for the error message.
+      training_splits: names of the splits that preprocessors randomise.
+    """
+    super().__init__(
+        splits=tuple(splits),
+        num_input_examples=None,
+        caching_permitted=False,
+        performs_internal_shuffling=True,
+    )
+    self._directories = dict(splits)
+    self._build_command = build_command
+    self._training_splits = tuple(training_splits)
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    """True: every record can be read by itself."""
+    return True
+
+  def directory(self, split: str) -> pathlib.Path:
+    """Returns the folder of a split, which need not exist."""
+    return data_dir() / self._directories[split]
+
+  def list_shards(self, split: str) -> list[str]:
+    """Returns the paths of the shards of a split.
+
+    Args:
+      split: name of the split.
+
+    Returns:
+      The paths in the order of the records.
+
+    Raises:
+      FileNotFoundError: if the manifest or a shard is missing.
+      ValueError: if another version of the converter wrote the split.
+    """
+    directory = self.directory(split)
+    manifest_path = directory / MANIFEST
+    if not manifest_path.exists():
+      raise FileNotFoundError(self._advice(split, manifest_path))
+    manifest = json.loads(manifest_path.read_text(encoding='utf-8'))
+    if manifest['schema_version'] != SCHEMA_VERSION:
+      raise ValueError(
+          f'{manifest_path}: schema_version is {manifest["schema_version"]},'
+          f' this code reads {SCHEMA_VERSION}. Convert the data again with'
+          f' `{self._build_command}`.'
+      )
+    shards = [directory / shard['file'] for shard in manifest['shards']]
+    for shard in shards:
+      if not shard.exists():
+        raise FileNotFoundError(self._advice(split, shard))
+    return [str(shard) for shard in shards]
+
+  def num_records(self, split: str) -> int:
+    """Returns how many records a split has, read from its shards."""
+    return len(_records(tuple(self.list_shards(split))))
+
+  def get_dataset(
+      self,
+      split: str = 'train',
+      shuffle: bool = True,
+      seed: int | None = None,
+      shard_info: seqio.ShardInfo | None = None,
+      *,
+      sequence_length: Mapping[str, int] | None = None,
+      use_cached: bool = False,
+      num_epochs: int | None = 1,
+  ) -> tf.data.Dataset:
+    """Reads one epoch; repeating the data set gives the next epochs.
+
+    Args:
+      split: name of the split.
+      shuffle: whether to permute the records anew each epoch.
+      seed: of the permutation and of the examples' seeds; None draws one.
+      shard_info: reads every `num_shards`-th place of the order only.
+      sequence_length: unused.
+      use_cached: unused.
+      num_epochs: unused, SeqIO repeats the data set.
+
+    Returns:
+      A data set of `record`, `index` and `seed`.
+
+    Raises:
+      FileNotFoundError: if the split is not there.
+    """
+    del sequence_length, use_cached, num_epochs
+    shards = tuple(self.list_shards(split))
+    num_records = len(_records(shards)) if shards else 0
+    if not num_records:
+      raise ValueError(
+          f'{self.directory(split)} holds no record: the converter rejected'
+          ' everything, see rejects.jsonl there.'
+      )
+    shard = shard_info or seqio.ShardInfo(index=0, num_shards=1)
+
+    def places_of_epoch(epoch_seed: tf.Tensor) -> tf.data.Dataset:
+      key = tf.stack([epoch_seed, tf.constant(seed or 0, tf.int64)])
+
+      def record_number(place: tf.Tensor) -> dict[str, tf.Tensor]:
+        index = place
+        if shuffle:
+          index = tf.random.experimental.index_shuffle(
+              place, key, tf.constant(num_records - 1, tf.int64)
+          )
+        return {
+            'index': index,
+            'training': tf.constant(split in self._training_splits),
+            'seed': tf.random.fold_in(key, index),
+        }
+
+      places = tf.data.Dataset.range(shard.index, num_records, shard.num_shards)
+      return places.map(record_number)
+
+    # One random number an epoch: the generator is part of the iterator's
+    # checkpoint, and is drawn again each time the data set is repeated.
+    epochs = tf.data.Dataset.random(
+        seed=seed, rerandomize_each_iteration=True
+    ).take(1)
+    records = epochs.flat_map(places_of_epoch).map(
+        functools.partial(_read, shards), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    # Checkpoints then hold the places of the readers, not what lies between
+    # them and the consumer.
+    options = tf.data.Options()
+    options.experimental_symbolic_checkpoint = True
+    return records.with_options(options)
+
+  def _advice(self, split: str, missing: pathlib.Path) -> str:
+    return (
+        f'{missing} is missing (split {split!r}; data directory'
+        f' {data_dir().resolve()}, from the environment variable'
+        f' {ENVIRONMENT_VARIABLE}, or ./{DEFAULT_DATA_DIR} where that is not'
+        f' set). Set {ENVIRONMENT_VARIABLE}, or convert the data first:'
+        f' `{self._build_command}`.'
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _records(
+    shards: tuple[str, ...],
+) -> array_record_data_source.ArrayRecordDataSource:
+  """Opens shards once a process; reading is safe from several threads."""
+  return array_record_data_source.ArrayRecordDataSource(list(shards))
+
+
+def _read(
+    shards: tuple[str, ...], place: Mapping[str, tf.Tensor]
+) -> dict[str, tf.Tensor]:
+  """Adds the bytes of one record."""
+
+  def read(index: np.ndarray) -> bytes:
+    return _records(shards)[int(index)]
+
+  record = tf.numpy_function(
+      # Reading has no side effects; a stateful function could not be saved.
+      read,
+      [place['index']],
+      tf.string,
+      stateful=False,
+  )
+  return {**place, 'record': tf.ensure_shape(record, [])}
