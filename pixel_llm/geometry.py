@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Bool, Float, Int, Num
+import numpy as np
 
 AnyArray = jax.Array | np.ndarray
 

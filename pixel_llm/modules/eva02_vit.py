@@ -7,9 +7,9 @@ RefA: Fang et al., "EVA-02: A Visual Representation for Neon Genesis"
 (arXiv 2303.11331). RefB: Su et al., "RoFormer" (arXiv 2104.09864).
 """
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float
 
 from pixel_llm import axes

@@ -3,9 +3,9 @@
 Each tower has its own normalisation and size; each gives a map of its own grid.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp

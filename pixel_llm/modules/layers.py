@@ -7,14 +7,14 @@ computed in float32 whatever the type.
 Parameter names follow the released checkpoints: `kernel`, `bias`, `scale`.
 """
 
-import functools
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pixel_llm import axes

@@ -5,12 +5,13 @@ referring segmentation. RefB: Alayrac et al., "Flamingo" (arXiv 2204.14198),
 section 2.2, for the gate.
 """
 
-import jax.numpy as jnp
 from flax import linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pixel_llm import axes
-from pixel_llm.modules import layers, sam_two_way_transformer
+from pixel_llm.modules import layers
+from pixel_llm.modules import sam_two_way_transformer
 
 
 class MaskAdapter(nn.Module):

@@ -4,9 +4,10 @@ RefA: Xu et al., "Pixel Aligned Language Models" (arXiv 2312.09237), section
 3.2, "localization".
 """
 
-import jax.numpy as jnp
+from typing import NamedTuple
+
 from flax import linen as nn
-from flax import struct
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pixel_llm.modules import layers
@@ -17,8 +18,7 @@ _ACTIVATIONS: dict[str, layers.Activation] = {
 }
 
 
-@struct.dataclass
-class PointPrediction:
+class PointPrediction(NamedTuple):
   """Points of each token.
 
   Attributes:

@@ -4,17 +4,18 @@ RefA: Xu et al., "Pixel Aligned Language Models" (arXiv 2312.09237), section
 3.1, "prompt feature extractor".
 """
 
-import jax.numpy as jnp
+from typing import NamedTuple
+
 from flax import linen as nn
-from flax import struct
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pixel_llm import axes
-from pixel_llm.modules import layers, sam_two_way_transformer
+from pixel_llm.modules import layers
+from pixel_llm.modules import sam_two_way_transformer
 
 
-@struct.dataclass
-class PromptFeatures:
+class PromptFeatures(NamedTuple):
   """What a prompt's features are made of, in two forms.
 
   Attributes:

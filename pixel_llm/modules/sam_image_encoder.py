@@ -11,9 +11,9 @@ RefC: Li et al., "MViTv2" (arXiv 2112.01526), section 4.1.
 
 from collections.abc import Sequence
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float
 
 from pixel_llm import axes

@@ -3,19 +3,20 @@
 RefA: Kirillov et al., "Segment Anything" (arXiv 2304.02643), appendix A.
 """
 
-import jax.numpy as jnp
+from typing import NamedTuple
+
 from flax import linen as nn
-from flax import struct
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pixel_llm import axes
-from pixel_llm.modules import layers, sam_two_way_transformer
+from pixel_llm.modules import layers
+from pixel_llm.modules import sam_two_way_transformer
 
 WIDTH = 256
 
 
-@struct.dataclass
-class MaskPrediction:
+class MaskPrediction(NamedTuple):
   """Masks of each prompt, M a prompt.
 
   Attributes:

@@ -8,9 +8,9 @@ RefB: Tancik et al., "Fourier Features Let Networks Learn High Frequency
 Functions" (arXiv 2006.10739).
 """
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from pixel_llm import axes

@@ -6,8 +6,8 @@ prompts share it: the first layer's keys and values are then computed once.
 RefA: Kirillov et al., "Segment Anything" (arXiv 2304.02643), appendix A.
 """
 
-import jax.numpy as jnp
 from flax import linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pixel_llm import axes
@@ -113,7 +113,7 @@ class Block(nn.Module):
       tokens: Float[Array, '*LQ q D'],
       image: Float[Array, '*LK k D'],
       token_pe: Float[Array, '*LQ q D'],
-      image_pe: Float[Array, '*LP k D'],
+      image_pe: Float[Array, '*LP #k D'],
   ) -> tuple[Float[Array, '*L q D'], Float[Array, '*L k D']]:
     """Returns the refined tokens and the refined image."""
 
@@ -172,7 +172,7 @@ class SamTwoWayTransformer(nn.Module):
       self,
       tokens: Float[Array, '*LQ q D'],
       image: Float[Array, '*LK k D'],
-      image_pe: Float[Array, '*LP k D'],
+      image_pe: Float[Array, '*LP #k D'],
   ) -> tuple[Float[Array, '*L q D'], Float[Array, '*L k D']]:
     """Lets tokens and image read each other.
 

@@ -1,7 +1,7 @@
 """Projection of visual tokens to the width of the language model."""
 
-import jax.numpy as jnp
 from flax import linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pixel_llm import axes

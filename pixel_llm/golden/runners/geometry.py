@@ -117,8 +117,8 @@ def _images(case: golden_case.Case) -> Arrays:
 def _fusion(case: golden_case.Case) -> Arrays:
   maps = {name: jnp.asarray(case.inputs[f'map_{name}']) for name in ('a', 'b')}
   sizes = {
-      'a': tuple(case.expected['out/image_size_plus']),
-      'b': tuple(case.expected['out/image_size_comma']),
+      'a': tuple(case.expected['out/image_size_plus'].tolist()),
+      'b': tuple(case.expected['out/image_size_comma'].tolist()),
   }
   outputs = {}
   for name, expression in (('plus', 'b+a'), ('comma', 'b,a')):

@@ -4,9 +4,8 @@ The figures were made for one image at a time in places; the runner adds the
 axis of images where our modules have one.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+import functools
 import re
 from typing import Any
 
@@ -31,6 +30,14 @@ Arrays = dict[str, np.ndarray]
 
 def _arrays(inputs: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
   return {name: jnp.asarray(array) for name, array in inputs.items()}
+
+
+def _apply(
+    module: nn.Module, params: Mapping[str, Any], *inputs: jax.Array, **options
+) -> Any:
+  """Applies a module, compiled; options such as `method` are not arrays."""
+  apply = functools.partial(module.apply, **options)
+  return jax.jit(apply)({'params': params}, *inputs)
 
 
 def _blocks(
@@ -65,8 +72,9 @@ def run_eva02_vit(case: golden_case.Case) -> Arrays:
   outputs = {}
   for name, images in _arrays(case.inputs).items():
     suffix = name.removeprefix('image_')
-    tokens, state = tower.apply(
-        {'params': case.params},
+    tokens, state = _apply(
+        tower,
+        case.params,
         images,
         method='tokens',
         capture_intermediates=_capture(eva02_vit.Block),
@@ -76,8 +84,8 @@ def run_eva02_vit(case: golden_case.Case) -> Arrays:
     bare_name = f'out/features_{suffix}_no_final_norm'
     if bare_name in case.expected:
       params = {k: v for k, v in case.params.items() if k != 'ln_post'}
-      tokens = tower.clone(use_final_norm=False).apply(
-          {'params': params}, images, method='tokens'
+      tokens = _apply(
+          tower.clone(use_final_norm=False), params, images, method='tokens'
       )
       outputs[bare_name] = np.asarray(tokens)
   return outputs
@@ -104,8 +112,9 @@ def run_sam_image_encoder(case: golden_case.Case) -> Arrays:
   outputs = {}
   for name, images in _arrays(case.inputs).items():
     suffix = name.removeprefix('image_')
-    features, state = tower.apply(
-        {'params': case.params},
+    features, state = _apply(
+        tower,
+        case.params,
         images,
         capture_intermediates=_capture(sam_image_encoder.Block),
     )
@@ -119,7 +128,7 @@ def run_sam_prompt_encoder(case: golden_case.Case) -> Arrays:
   settings = case.settings
   encoder = sam_prompt_encoder.SamPromptEncoder(
       embed_dim=settings['embed_dim'], mask_dim=settings['mask_in_chans']
-  ).bind({'params': case.params})
+  ).bind({'params': jax.tree.map(jnp.asarray, dict(case.params))})
   image_hw = tuple(settings['input_image_size'])
   other_hw = tuple(settings['other image size used (height, width)'])
   grid_hw = tuple(settings['image_embedding_size'])
@@ -154,13 +163,15 @@ def run_sam_two_way_transformer(case: golden_case.Case) -> Arrays:
   settings = case.settings
   flatten = sam_two_way_transformer.flatten_grid
   inputs = _arrays(case.inputs)
-  tokens, image = sam_two_way_transformer.SamTwoWayTransformer(
+  transformer = sam_two_way_transformer.SamTwoWayTransformer(
       depth=settings['depth'],
       num_heads=settings['num_heads'],
       mlp_dim=settings['mlp_dim'],
       downsample_rate=settings['attention_downsample_rate'],
-  ).apply(
-      {'params': case.params},
+  )
+  tokens, image = _apply(
+      transformer,
+      case.params,
       inputs['tokens'],
       flatten(inputs['image_embedding']),
       flatten(inputs['image_pe']),
@@ -187,8 +198,9 @@ def run_sam_mask_decoder(case: golden_case.Case) -> Arrays:
   }
   outputs = {}
   for name, (prompt, multimask_output) in modes.items():
-    prediction = decoder.apply(
-        {'params': case.params},
+    prediction = _apply(
+        decoder,
+        case.params,
         inputs['image_embedding'][None],
         inputs['image_pe'],
         inputs['sparse'][None],
@@ -204,13 +216,15 @@ def run_prompt_adapter(case: golden_case.Case) -> Arrays:
   """Computes sparse and dense features."""
   settings = case.settings
   inputs = _arrays(case.inputs)
-  features = prompt_adapter.PromptAdapter(
+  adapter = prompt_adapter.PromptAdapter(
       depth=settings['depth'],
       transformer_dim=settings['transformer_dim'],
       num_outputs=settings['num_outputs'],
       output_dim=settings['output_dim'],
-  ).apply(
-      {'params': case.params},
+  )
+  features = _apply(
+      adapter,
+      case.params,
       inputs['image_embedding'][None],
       inputs['image_pe'],
       inputs['sparse'][None],
@@ -224,23 +238,29 @@ def run_prompt_adapter(case: golden_case.Case) -> Arrays:
 
 def run_visual_projection(case: golden_case.Case) -> Arrays:
   """Computes projected features."""
-  features = visual_projection.VisualProjection(
+  projection = visual_projection.VisualProjection(
       features=case.settings['emb_dim'], use_norm=case.settings['norm']
-  ).apply({'params': case.params}, jnp.asarray(case.inputs['features']))
+  )
+  features = _apply(
+      projection, case.params, jnp.asarray(case.inputs['features'])
+  )
   return {'out/features': np.asarray(features)}
 
 
 def run_point_predictor(case: golden_case.Case) -> Arrays:
   """Computes relative points and logits."""
   settings = case.settings
-  prediction = point_predictor.PointPredictor(
+  predictor = point_predictor.PointPredictor(
       hidden_dim=settings['hidden_dim'],
       depth=settings['depth'],
       num_points=settings['num_output_points'],
       num_classes=settings['num_classes'],
       pre_norm=settings['pre_norm'],
       activation=settings['mlp_activation'],
-  ).apply({'params': case.params}, jnp.asarray(case.inputs['text_features']))
+  )
+  prediction = _apply(
+      predictor, case.params, jnp.asarray(case.inputs['text_features'])
+  )
   return {
       'out/coords': np.asarray(prediction.points_rel),
       'out/logits': np.asarray(prediction.logits),
@@ -260,14 +280,16 @@ def run_mask_adapter(case: golden_case.Case) -> Arrays:
     params = dict(case.params)
     if not gating:
       params.pop('alpha_output.weight', None)
-    sparse = mask_adapter.MaskAdapter(
+    adapter = mask_adapter.MaskAdapter(
         depth=settings['depth'],
         transformer_dim=settings['transformer_dim'],
         num_outputs=settings['num_outputs'],
         input_projection=settings['input_projection'],
         gating=gating,
-    ).apply(
-        {'params': params},
+    )
+    sparse = _apply(
+        adapter,
+        params,
         inputs['sparse'],
         inputs['visual_features'],
         inputs['text_features'],

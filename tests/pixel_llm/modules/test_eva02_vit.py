@@ -55,7 +55,7 @@ def test_384_pixels_make_27_patches_a_side():
 
 def test_map_is_the_tokens_without_the_class_token():
   tower, images = small_tower(), random_images(2, 8, 12)
-  variables = tower.init(jax.random.key(0), images)
+  variables = jax.jit(tower.init)(jax.random.key(0), images)
   features = tower.apply(variables, images)
   tokens = tower.apply(variables, images, method='tokens')
   assert features.shape == (2, 2, 3, 16)
@@ -80,7 +80,7 @@ def test_rotary_positions_keep_lengths_and_depend_on_distance_only():
 
 def test_a_tower_of_one_block_never_drops():
   tower, images = small_tower(depth=1), random_images(2, 8, 8)
-  variables = tower.init(jax.random.key(0), images)
+  variables = jax.jit(tower.init)(jax.random.key(0), images)
   # No random stream is given: it would be asked for if a branch could drop.
   np.testing.assert_array_equal(
       tower.apply(variables, images, enable_dropout=True),
@@ -90,7 +90,7 @@ def test_a_tower_of_one_block_never_drops():
 
 def test_branches_drop_only_when_asked():
   tower, images = small_tower(), random_images(8, 8, 8)
-  variables = tower.init(jax.random.key(0), images)
+  variables = jax.jit(tower.init)(jax.random.key(0), images)
   dropped = tower.apply(
       variables,
       images,
@@ -102,11 +102,11 @@ def test_branches_drop_only_when_asked():
 
 def test_bfloat16_stays_close_and_keeps_float32_parameters():
   images = random_images(2, 8, 8)
-  variables = small_tower().init(jax.random.key(0), images)
+  variables = jax.jit(small_tower().init)(jax.random.key(0), images)
   tower = small_tower(dtype='bfloat16')
   features = tower.apply(variables, images)
   assert features.dtype == jnp.bfloat16
-  params = tower.init(jax.random.key(0), images)['params']
+  params = jax.jit(tower.init)(jax.random.key(0), images)['params']
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
   np.testing.assert_allclose(
       features.astype('float32'),

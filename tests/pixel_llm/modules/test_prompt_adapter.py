@@ -32,9 +32,13 @@ def test_a_prompt_is_read_alone():
   image_pe = jax.random.normal(keys[1], (3, 4, 6))
   sparse = jax.random.normal(keys[2], (2, 3, 2, 6))
   dense = jax.random.normal(keys[3], (6,))
-  variables = adapter.init(jax.random.key(1), image, image_pe, sparse, dense)
-  together = adapter.apply(variables, image, image_pe, sparse, dense)
-  alone = adapter.apply(variables, image[1:], image_pe, sparse[1:, 2:], dense)
+  variables = jax.jit(adapter.init)(
+      jax.random.key(1), image, image_pe, sparse, dense
+  )
+  together = jax.jit(adapter.apply)(variables, image, image_pe, sparse, dense)
+  alone = jax.jit(adapter.apply)(
+      variables, image[1:], image_pe, sparse[1:, 2:], dense
+  )
   assert together.sparse.shape == (2, 3, 3, 5)
   assert together.dense.shape == (2, 3, 3, 4, 5)
   np.testing.assert_allclose(together.sparse[1:, 2:], alone.sparse, atol=1e-5)

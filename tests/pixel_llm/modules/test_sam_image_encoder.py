@@ -52,7 +52,7 @@ def test_oblong_map_equals_windows_padded_by_hand():
       num_heads=2, mlp_dim=16, table_size=3, window_size=3
   )
   x = jax.random.normal(jax.random.key(0), (1, 5, 10, 8))
-  params = block.init(jax.random.key(1), x)['params']
+  params = jax.jit(block.init)(jax.random.key(1), x)['params']
   tables = jax.random.normal(jax.random.key(2), (2, 5, 4))
   params['attn'] |= {'rel_pos_h': tables[0], 'rel_pos_w': tables[1]}
 
@@ -61,10 +61,11 @@ def test_oblong_map_equals_windows_padded_by_hand():
   padded = np.pad(normed, ((0, 0), (0, 1), (0, 2), (0, 0)))
   attended = np.zeros_like(padded)
   attention = sam_image_encoder.Attention(num_heads=2, table_size=3)
+  attend = jax.jit(attention.apply)
   for top in range(0, 6, 3):
     for left in range(0, 12, 3):
       cells = (slice(None), slice(top, top + 3), slice(left, left + 3))
-      attended[cells] = attention.apply(
+      attended[cells] = attend(
           {'params': params['attn']}, jnp.asarray(padded[cells])
       )
   expected = x + attended[:, :5, :10]
@@ -73,7 +74,7 @@ def test_oblong_map_equals_windows_padded_by_hand():
       {'params': params['mlp']}, normed
   )
   np.testing.assert_allclose(
-      block.apply({'params': params}, x), expected, atol=1e-5
+      jax.jit(block.apply)({'params': params}, x), expected, atol=1e-5
   )
 
 
@@ -89,7 +90,9 @@ def test_oblong_image_that_matches_the_table_in_height_only():
       global_block_indexes=(1,),
   )
   images = jax.random.normal(jax.random.key(0), (1, 16, 28, 3))
-  features, variables = tower.init_with_output(jax.random.key(1), images)
+  features, variables = jax.jit(tower.init_with_output)(
+      jax.random.key(1), images
+  )
   assert features.shape == (1, 4, 7, 4)
   assert variables['params']['pos_embed'].shape == (1, 4, 4, 8)
 

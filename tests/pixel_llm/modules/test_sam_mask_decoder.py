@@ -95,8 +95,6 @@ def test_doubling_equals_a_transposed_convolution():
 
 
 def test_another_width_is_refused(inputs):
-  image, image_pe, sparse, dense = inputs
+  narrow = [x[..., :8] for x in inputs]
   with pytest.raises(ValueError, match='the prompts 8; both must be 256'):
-    sam_mask_decoder.SamMaskDecoder().init(
-        jax.random.key(0), image, image_pe, sparse[..., :8], dense
-    )
+    sam_mask_decoder.SamMaskDecoder().init(jax.random.key(0), *narrow)
