@@ -7,8 +7,7 @@ original picture, `orig_hw`.
 
 from collections.abc import Sequence
 
-from jaxtyping import Float
-from jaxtyping import Int
+from jaxtyping import Float, Int
 import numpy as np
 
 # Height and width in pixels.

@@ -4,13 +4,10 @@ Run-length codes (RLE) are COCO's compressed ones with `counts` as text, never
 bytes, so that they go into JSON.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtyping import Bool
-from jaxtyping import Float
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 import numpy as np
 from pycocotools import mask as coco_mask
 

@@ -14,15 +14,13 @@ prompt, COCO-style (pixels of the original picture, boxes x y width height):
 does not have is left out.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 import os
 from typing import Any
 
 from absl import logging
-from jaxtyping import Bool
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 import numpy as np
 from seqio import loggers
 import tensorflow as tf

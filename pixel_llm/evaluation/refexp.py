@@ -8,14 +8,11 @@ RefA: the published evaluation: precision at IoU > 0.5, cIoU = mean intersection
 / mean union, gIoU = mean of the ratios.
 """
 
-from collections.abc import Hashable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from jaxtyping import Bool
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 import numpy as np
 
 from pixel_llm.evaluation import boxes as boxes_lib

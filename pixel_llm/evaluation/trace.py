@@ -9,14 +9,11 @@ that reaches is reported beside.
 RefA: the published trace evaluation, L1 to the nearest target point.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from jaxtyping import Bool
-from jaxtyping import Float
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 import numpy as np
 
 from pixel_llm.evaluation.boxes import HeightWidth

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-from jaxtyping import Bool
-from jaxtyping import Float
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 import numpy as np
 
 _WORD_BEGIN = '▁'
