@@ -87,12 +87,14 @@ def token_utterances(text_mask: tf.Tensor, traced: tf.Tensor) -> tf.Tensor:
     Utterance numbers [n, T] int32. They mean nothing for other tokens, or for
     a caption without traced utterance.
   """
-  text = tf.cast(text_mask, tf.float32)
-  counted = tf.cast(traced, tf.float32)
+  # In float64, as the original: which of two equally near utterances a token
+  # takes hangs on the last bit.
+  text = tf.cast(text_mask, tf.float64)
+  counted = tf.cast(traced, tf.float64)
   num_tokens = tf.reduce_sum(text, axis=-1, keepdims=True)
   num_traced = tf.reduce_sum(counted, axis=-1, keepdims=True)
   places = tf.math.divide_no_nan(tf.cumsum(counted, axis=-1), num_traced)
-  first = tf.math.divide_no_nan(1.0, num_traced)
+  first = tf.math.divide_no_nan(tf.ones_like(num_traced), num_traced)
   token_places = tf.math.divide_no_nan(tf.cumsum(text, axis=-1), num_tokens)
   token_places = token_places * (1.0 - first) + first
   places = tf.where(traced, places, -1.0)

@@ -32,13 +32,7 @@ def tokenize(
   Returns:
     Ids [n, length] int32, 0 as padding.
   """
-  pieces = vocabulary.encode_tf(texts)
-  if not isinstance(pieces, tf.RaggedTensor):
-    pieces = tf.RaggedTensor.from_tensor(pieces)
-  while pieces.ragged_rank > 1:
-    # BERT's tokenizer keeps words apart.
-    pieces = pieces.merge_dims(-2, -1)
-  pieces = tf.cast(pieces, tf.int32)
+  pieces = tf.cast(vocabulary.encode_tf(texts), tf.int32)
   begin_id, end_id = vocabularies.begin_end_ids(vocabulary)
   column = tf.ones_like(texts, tf.int32)[:, tf.newaxis]
   parts = [pieces]

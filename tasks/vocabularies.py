@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import seqio
+import tensorflow as tf
 
 _TOKENIZERS = pathlib.Path(__file__).parent / 'assets' / 'tokenizers'
 
@@ -50,6 +51,16 @@ class SentencePieces(seqio.SentencePieceVocabulary):
 
 class WordPieces(seqio.BertWordPieceVocabulary):
   """BERT word pieces; [CLS] begins, [SEP] ends, [PAD] = 0."""
+
+  @property
+  def bos_id(self) -> int:
+    """Id of [CLS]."""
+    return self.sos_id
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
+    """Pieces of one text, or of each text of a vector; SeqIO takes one only."""
+    pieces = self.tf_tokenizer.tokenize(s).merge_dims(-2, -1)
+    return pieces if s.shape.rank else pieces[0]
 
   def decode(self, ids: Iterable[Any]) -> Any:
     """Decodes one text [T] to a string, or N texts [N, T] to `Texts`."""

@@ -18,6 +18,7 @@ RefA: google/localized-narratives, description of the file format.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -110,7 +111,7 @@ def read_split(
   """
   tally = reports.Tally()
   images: dict[int, ImageLines] = {}
-  seen: set[tuple[Any, ...]] = set()
+  seen: set[bytes] = set()
   for file in files:
     tally.read['file'] += 1
     try:
@@ -186,7 +187,7 @@ def _check_kind(file: pathlib.Path) -> None:
   raise kinds.WrongKindError(kinds.NARRATIVES, found)
 
 
-def _index(text: bytes, seen: set[tuple[Any, ...]]) -> int:
+def _index(text: bytes, seen: set[bytes]) -> int:
   """The image id of a narrative that has all fields and is not there yet."""
   try:
     narrative = json.loads(text)
@@ -201,10 +202,14 @@ def _index(text: bytes, seen: set[tuple[Any, ...]]) -> int:
     raise NarrativeError(
         'bad_id', f'image_id is {narrative["image_id"]!r}'
     ) from None
-  key = (image_id, narrative['annotator_id'], narrative['caption'])
+  # A narrator may describe a picture twice, but not to the millisecond.
+  content = json.dumps([image_id, *(narrative[name] for name in _FIELDS[1:])])
+  key = hashlib.sha256(content.encode()).digest()
   if key in seen:
     raise NarrativeError(
-        'duplicate', f'image {image_id}, annotator {key[1]}, same caption'
+        'duplicate',
+        f'image {image_id}, annotator {narrative["annotator_id"]}: the same'
+        ' words and trace as on an earlier line',
     )
   seen.add(key)
   return image_id

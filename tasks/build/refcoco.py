@@ -79,14 +79,19 @@ class ImageRows:
     file_name: as in the rows.
     annotation_file: where the rows are from.
     path: of the picture, None if it is not there.
-    targets: COCO annotation id to object.
+    targets: COCO annotation id and box to object. Rows that disagree about
+      the box stay apart, so that a bad one does not take the others with it.
+    declared_hw: the (height, width) that the rows give.
   """
 
   image_id: int
   file_name: str
   annotation_file: str
   path: pathlib.Path | None = None
-  targets: dict[int, Target] = dataclasses.field(default_factory=dict)
+  targets: dict[tuple[Any, ...], Target] = dataclasses.field(
+      default_factory=dict
+  )
+  declared_hw: set[tuple[Any, Any]] = dataclasses.field(default_factory=set)
 
 
 class RowError(Exception):
@@ -209,24 +214,32 @@ def _add_expression(
   bbox = annotation.get('bbox')
   if not isinstance(bbox, list) or len(bbox) != 4:
     raise RowError('missing_field', f'bbox is {bbox!r}')
+  try:
+    bbox = [float(side) for side in bbox]
+  except (TypeError, ValueError):
+    raise RowError('bad_field', f'bbox is {bbox!r}') from None
   object_id = _integer(annotation, 'original_id', 'id')
-  if object_id not in image.targets:
-    image.targets[object_id] = Target(
-        object_id=object_id,
-        bbox=bbox,
-        label=labels.get(annotation.get('category_id'), -1),
-        segmentation=annotation.get('segmentation'),
-    )
-  image.targets[object_id].expressions.append(
-      Expression(
-          refexp_id=_integer(
-              row if 'refexp_id' in row else annotation, 'refexp_id', 'id'
-          ),
-          raw=str(row.get('raw', caption)),
-          sent=' '.join(caption.split()),
-          sent_pos=_named_part(caption, annotation.get('tokens_positive')),
-      )
+  expression = Expression(
+      refexp_id=_integer(
+          row if 'refexp_id' in row else annotation, 'refexp_id', 'id'
+      ),
+      raw=str(row.get('raw', caption)),
+      sent=' '.join(caption.split()),
+      sent_pos=_named_part(caption, annotation.get('tokens_positive')),
   )
+  target = image.targets.setdefault(
+      (object_id, *bbox),
+      Target(
+          object_id=object_id,
+          bbox=bbox,
+          label=labels.get(annotation.get('category_id'), -1),
+          segmentation=None,
+      ),
+  )
+  # The first row that has a mask gives it to the object.
+  target.segmentation = target.segmentation or annotation.get('segmentation')
+  target.expressions.append(expression)
+  image.declared_hw.add((row.get('height'), row.get('width')))
 
 
 def _named_part(caption: str, spans: list[list[int]] | None) -> str:
@@ -255,23 +268,13 @@ def convert_image(image: ImageRows) -> shards.Converted:
       raise pictures.PictureError('image_missing', image.file_name)
     picture = pictures.read_picture(image.path)
   except pictures.PictureError as e:
-    for target in targets:
-      _reject_target(target, e.reason, str(image.path), '', tally)
     where = str(image.path or image.annotation_file)
+    for target in targets:
+      _reject_target(target, e.reason, where, '', tally)
     tally.reject('image', image.image_id, e.reason, where, e.detail)
     return shards.Converted(None, tally)
   file = str(image.path)
-  if picture.orientation:
-    tally.notes.append(
-        reports.Note(
-            'image',
-            str(image.image_id),
-            reports.NOTED,
-            'exif_turned',
-            file,
-            f'orientation {picture.orientation}; pixels taken as stored',
-        )
-    )
+  _note_picture(image, picture, tally)
   objects = []
   for target in targets:
     box = _clip_box(target, picture, image.annotation_file, tally)
@@ -285,6 +288,32 @@ def convert_image(image: ImageRows) -> shards.Converted:
     return shards.Converted(None, tally)
   tally.written['image'] += 1
   return shards.Converted(_serialize(image, picture, objects), tally)
+
+
+def _note_picture(
+    image: ImageRows, picture: pictures.Picture, tally: reports.Tally
+) -> None:
+  """Notes what is odd about a picture that is kept."""
+  oddities = []
+  if picture.orientation:
+    detail = f'orientation {picture.orientation}; pixels taken as stored'
+    oddities.append(('exif_turned', detail))
+  declared = image.declared_hw - {(picture.height, picture.width)}
+  if declared:
+    detail = f'rows say {sorted(declared, key=str)}, the picture has'
+    detail += f' {(picture.height, picture.width)} and counts'
+    oddities.append(('size_differs', detail))
+  for reason, detail in oddities:
+    tally.notes.append(
+        reports.Note(
+            'image',
+            str(image.image_id),
+            reports.NOTED,
+            reason,
+            str(image.path),
+            detail,
+        )
+    )
 
 
 def _reject_target(
@@ -309,7 +338,7 @@ def _clip_box(
     tally: reports.Tally,
 ) -> np.ndarray | None:
   """The box as x0, y0, x1, y1 within the picture, or None if none is left."""
-  x, y, width, height = (float(side) for side in target.bbox)
+  x, y, width, height = target.bbox
   detail = (
       f'bbox {target.bbox} in a picture of {picture.width}×{picture.height}'
   )
