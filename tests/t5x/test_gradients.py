@@ -15,7 +15,7 @@ def _grads(num_microbatches, frozen=True):
       model, state, batch, jax.random.PRNGKey(0), num_microbatches
   )
   assert mutables is None
-  return grads, {name: metric for name, metric in metrics.items()}
+  return grads, metrics
 
 
 @pytest.mark.parametrize('frozen', [True, False])
@@ -60,7 +60,6 @@ def test_frozen_parameters_have_no_gradient(num_microbatches):
 
 def test_frozen_parameters_are_not_differentiated():
   model = tiny_regression.Regression(tiny_regression.optimizer())
-  state = tiny_regression.state(model)
   (batch,) = tiny_regression.batches(1)
 
   def matrix_products(model):
@@ -71,7 +70,6 @@ def test_frozen_parameters_are_not_differentiated():
     )(batch)
     return str(jaxpr).count('dot_general')
 
-  del state
   everything = tiny_regression.Regression(
       tiny_regression.optimizer(frozen=False)
   )
