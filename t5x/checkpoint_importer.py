@@ -1,0 +1,66 @@
+"""Arrays of a checkpoint that are read only when someone asks for them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+class LazyArray:
+  """Knows shape and dtype of a stored array and reads it on `get()`."""
+
+  def __init__(
+      self,
+      shape: tuple[int, ...],
+      dtype: Any,
+      get_fn: Callable[[], np.ndarray],
+  ):
+    """Describes an array without reading it.
+
+    Args:
+      shape: its shape.
+      dtype: the dtype `get()` returns.
+      get_fn: reads it, in any dtype.
+    """
+    self.shape = tuple(shape)
+    self.dtype = np.dtype(dtype)
+    self._get_fn = get_fn
+
+  @property
+  def ndim(self) -> int:
+    """The number of dimensions."""
+    return len(self.shape)
+
+  @property
+  def size(self) -> int:
+    """The number of elements."""
+    return int(np.prod(self.shape))
+
+  @property
+  def nbytes(self) -> int:
+    """The bytes it takes in memory once read."""
+    return self.size * self.dtype.itemsize
+
+  def get(self) -> np.ndarray:
+    """Reads the array.
+
+    Raises:
+      ValueError: if what is stored has another shape.
+    """
+    value = np.asarray(self._get_fn())
+    if value.shape != self.shape:
+      raise ValueError(
+          f'Expected an array of shape {self.shape}, read {value.shape}.'
+      )
+    return value.astype(self.dtype, copy=False)
+
+  def astype(self, dtype: Any) -> 'LazyArray':
+    """Returns the same array, to be cast when read."""
+    return type(self)(self.shape, dtype, self._get_fn)
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None):
+    value = self.get()
+    return value if dtype is None else value.astype(dtype)
+
+  def __repr__(self) -> str:
+    return f'{type(self).__name__}(shape={self.shape}, dtype={self.dtype})'

@@ -1,0 +1,89 @@
+"""Checkpoints: where they lie, the manager of a run, and reading one alone."""
+
+from collections.abc import Sequence
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t5x import checkpoint_importer
+from t5x import checkpoint_utils
+from t5x import orbax_manager
+from t5x import stored_state
+from t5x.checkpoint_dirs import all_steps
+from t5x.checkpoint_dirs import find_checkpoint
+from t5x.checkpoint_dirs import get_checkpoint_dir
+from t5x.checkpoint_dirs import get_checkpoint_prefix
+from t5x.checkpoint_dirs import get_step_from_checkpoint_dir
+from t5x.checkpoint_dirs import latest_step
+from t5x.orbax_manager import DatasetCheckpointHandler
+from t5x.orbax_manager import OrbaxCheckpointManagerInterface
+
+__all__ = (
+    'DatasetCheckpointHandler',
+    'OrbaxCheckpointManagerInterface',
+    'all_steps',
+    'find_checkpoint',
+    'get_checkpoint_dir',
+    'get_checkpoint_prefix',
+    'get_step_from_checkpoint_dir',
+    'latest_step',
+    'load_t5x_checkpoint',
+)
+
+
+def load_t5x_checkpoint(
+    path: str,
+    step: int | None = None,
+    state_transformation_fns: Sequence[Any] = (),
+    remap: bool = True,
+    restore_dtype: Any = None,
+    lazy_parameters: bool = False,
+) -> dict[str, Any]:
+  """Reads a checkpoint without a model.
+
+  Args:
+    path: a run's directory or a `checkpoint_<step>` directory.
+    step: the step to read of a run's directory, None for its last.
+    state_transformation_fns: `(stored, None) -> stored`, applied in order to
+      the tree before anything is read.
+    remap: whether they are applied.
+    restore_dtype: dtype to which floating parameters are cast, None for the
+      stored one.
+    lazy_parameters: whether leaves stay `LazyArray`s, read on `get()`.
+
+  Returns:
+    The state dict: `target`, `state` and what else was saved, nested dicts of
+    numpy arrays.
+
+  Raises:
+    FileNotFoundError: if there is no checkpoint.
+    ValueError: if it has another layout than Orbax's.
+  """
+  path = find_checkpoint(path, step)
+  kind = checkpoint_utils.detect_checkpoint_type(path)
+  if kind is not checkpoint_utils.CheckpointTypes.ORBAX:
+    raise ValueError(
+        f'{path} has the layout {kind.value}; only Orbax checkpoints can be '
+        'read.'
+    )
+  state = stored_state.read_tree(os.path.join(path, orbax_manager.STATE_ITEM))
+  if remap:
+    for fn in state_transformation_fns:
+      state = fn(state, None)
+  if restore_dtype is not None and 'target' in state:
+    state['target'] = jax.tree.map(
+        lambda leaf: leaf.astype(restore_dtype)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+        else leaf,
+        state['target'],
+    )
+  if lazy_parameters:
+    return state
+  return jax.tree.map(
+      lambda leaf: leaf.get()
+      if isinstance(leaf, checkpoint_importer.LazyArray)
+      else leaf,
+      state,
+  )

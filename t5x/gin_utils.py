@@ -1,0 +1,286 @@
+"""Gin on the command line: files, `--gin.NAME=VALUE`, and errors that help."""
+
+from collections.abc import Callable, Sequence
+import difflib
+import inspect
+import os
+import re
+import sys
+from typing import Any
+
+from absl import app
+from absl import logging
+
+import gin
+
+# gin's own message, with the place, is kept; these find the unknown word.
+_UNKNOWN_ATTRIBUTE = re.compile(
+    r"Couldn't resolve selector (?P<selector>\S+); <(?:module|class) "
+    r"'(?P<owner>[^']+)'.*? has no attribute (?P<name>\w+)"
+)
+_UNKNOWN_PARAMETER = re.compile(
+    r"Configurable '(?P<owner>[^']+)' doesn't have a parameter named "
+    r"'(?P<name>[^']+)'"
+)
+_UNKNOWN_CONFIGURABLE = re.compile(
+    r"No configurable matching (?:reference )?'@?(?P<name>[\w./]+)"
+)
+_REQUIRED_MACRO = re.compile(
+    r'(?P<name>\w+)/macro.value set to `%gin.REQUIRED`'
+)
+
+_parsed_files: list[str] = []
+_parsed_bindings: list[str] = []
+
+
+def rewrite_gin_args(args: Sequence[str]) -> list[str]:
+  """Rewrites `--gin.NAME=VALUE` to `--gin_bindings=NAME = VALUE`.
+
+  Args:
+    args: the command line; the program's name comes first.
+
+  Returns:
+    The command line that absl understands. The value is kept verbatim.
+
+  Raises:
+    ValueError: if such an argument has no `=`.
+  """
+
+  def rewrite(arg: str) -> str:
+    if not arg.startswith('--gin.'):
+      return arg
+    if '=' not in arg:
+      raise ValueError(
+          f'Gin bindings must be of the form --gin.NAME=VALUE, got {arg!r}.'
+      )
+    name, value = arg.removeprefix('--gin.').split('=', maxsplit=1)
+    return f'--gin_bindings={name} = {value}'
+
+  return [*args[:1], *map(rewrite, args[1:])]
+
+
+def run(main: Callable[[Sequence[str]], Any]) -> None:
+  """Runs `main` as an absl app that understands `--gin.NAME=VALUE`."""
+
+  def parse(args: Sequence[str]) -> list[str]:
+    try:
+      return app.parse_flags_with_usage(rewrite_gin_args(args))
+    except ValueError as error:
+      sys.exit(f'error: {error}')
+
+  app.run(main, flags_parser=parse)
+
+
+def find_gin_files(
+    gin_files: Sequence[str], gin_search_paths: Sequence[str]
+) -> None:
+  """Checks that every gin file exists, before anything slow is imported.
+
+  Args:
+    gin_files: names as given on the command line.
+    gin_search_paths: directories to look in, in order.
+
+  Raises:
+    FileNotFoundError: naming the paths that were tried.
+  """
+  for name in gin_files:
+    tried = [os.path.join(path, name) for path in ('', *gin_search_paths)]
+    tried = list(dict.fromkeys(map(os.path.normpath, tried)))
+    if os.path.isabs(name):
+      tried = [name]
+    if not any(map(os.path.isfile, tried)):
+      raise FileNotFoundError(
+          f'Gin file {name!r} not found. Tried: {", ".join(tried)}. '
+          'Add its directory with --gin_search_paths.'
+      )
+
+
+def parse_gin_flags(
+    gin_search_paths: Sequence[str],
+    gin_files: Sequence[str],
+    gin_bindings: Sequence[str],
+    skip_unknown: bool | Sequence[str] = False,
+    finalize_config: bool = True,
+) -> None:
+  """Parses gin files, then bindings; later ones win.
+
+  Args:
+    gin_search_paths: directories tried for files and includes, in order.
+    gin_files: paths of gin files.
+    gin_bindings: gin statements.
+    skip_unknown: whether (or which) unknown configurables are skipped.
+    finalize_config: whether to check and lock the config.
+
+  Raises:
+    FileNotFoundError: if a file is in none of the search paths.
+    ValueError: for an unknown name, with its place and the nearest known ones,
+      or for a macro that has to be set and is not.
+  """
+  for path in gin_search_paths:
+    gin.add_config_file_search_path(path)
+  find_gin_files(gin_files, gin_search_paths)
+  try:
+    gin.parse_config_files_and_bindings(
+        list(gin_files), None, skip_unknown=skip_unknown, finalize_config=False
+    )
+    known_macros = _macros()
+    gin.parse_config(list(gin_bindings), skip_unknown=skip_unknown)
+    _check_new_macros(known_macros)
+    if finalize_config:
+      gin.finalize()
+  except (NameError, AttributeError, ValueError) as error:
+    raise ValueError(explain(error)) from error
+  _parsed_files[:] = gin_files
+  _parsed_bindings[:] = gin_bindings
+  logging.info('Gin configuration:\n%s', get_gin_config_str())
+
+
+def explain(error: Exception) -> str:
+  """Returns gin's message with the nearest known names added."""
+  text = str(error)
+  near = _near_names(text)
+  if near:
+    text += f'\n  Nearest known names: {", ".join(near)}.'
+  if match := _REQUIRED_MACRO.match(text):
+    name = match['name']
+    text = (
+        f'{name} must be set: in a gin file, or on the command line with '
+        f'--gin.{name}=VALUE (a string in quotes, as in --gin.{name}=\'"…"\').'
+    )
+  if 'was not provided by an import statement' in text:
+    text += (
+        '\n  Add an import to the gin file (after '
+        '`from __gin__ import dynamic_registration`), or mend the spelling.'
+    )
+  return text
+
+
+def without_addresses(text: str) -> str:
+  """Returns gin's message without the memory addresses of functions."""
+  return re.sub(r' \(<(function|class|bound method)[^\n]*>\)', '', text)
+
+
+def _macros() -> set[str]:
+  """Returns the names of all macros that are set so far."""
+  # gin gives no public view of its bindings.
+  config = gin.config._CONFIG
+  return {scope for scope, selector in config if selector == 'gin.macro'}
+
+
+def _check_new_macros(known: set[str]) -> None:
+  """Looks at macros that only the command line sets and nothing reads.
+
+  gin takes a misspelt macro for a new one.
+
+  Args:
+    known: the macros of the gin files.
+
+  Raises:
+    ValueError: if such a name is nearly that of a known macro.
+  """
+  macro = gin.get_configurable(gin.config.macro)
+  read = {
+      '/'.join(reference.scoped_selector.split('/')[:-1])
+      for reference in gin.config.iterate_references(gin.config._CONFIG, macro)
+  }
+  for name in sorted(_macros() - known - read):
+    near = difflib.get_close_matches(name, known | read, n=3, cutoff=0.8)
+    if near:
+      raise ValueError(
+          f'No gin file reads the macro {name!r}.\n'
+          f'  Nearest known names: {", ".join(near)}.'
+      )
+    logging.warning('No gin file reads the macro %r: it is ignored.', name)
+
+
+def _near_names(text: str) -> list[str]:
+  """Returns known names like the unknown one that gin's message holds."""
+  if match := _UNKNOWN_ATTRIBUTE.search(text):
+    owner = sys.modules.get(match['owner'])
+    known = [name for name in dir(owner) if not name.startswith('_')]
+    prefix = match['selector'].rsplit(match['name'], 1)[0]
+    near = difflib.get_close_matches(match['name'], known, n=3, cutoff=0.5)
+    return [prefix + name for name in near]
+  if match := _UNKNOWN_PARAMETER.search(text):
+    known = _parameters(match['owner'])
+    return difflib.get_close_matches(match['name'], known, n=3, cutoff=0.5)
+  if match := _UNKNOWN_CONFIGURABLE.search(text):
+    # gin keeps no public list of what is registered.
+    known = list(gin.config._REGISTRY._selector_map)
+    short = {name.rsplit('.', 1)[-1]: name for name in known}
+    near = difflib.get_close_matches(
+        match['name'].rsplit('.', 1)[-1], short, n=3, cutoff=0.5
+    )
+    return [short[name] for name in near]
+  return []
+
+
+def _parameters(selector: str) -> list[str]:
+  """Returns the parameter names of a registered function or class."""
+  configurable = gin.get_configurable(selector)
+  return list(inspect.signature(configurable).parameters)
+
+
+def get_gin_config_str(show_provenance: bool = False) -> str:
+  """Returns the parsed configuration as gin text.
+
+  Args:
+    show_provenance: whether to open with comments that list the files and
+      bindings it was parsed from, in order.
+  """
+  text = gin.config_str(max_line_length=80, continuation_indent=4)
+  if show_provenance:
+    origin = [f'# file: {name}' for name in _parsed_files]
+    for binding in _parsed_bindings:
+      origin += [f'# binding: {line}' for line in binding.splitlines()]
+    text = '\n'.join(['# Parsed from, in order:', *origin, '', text])
+  return text
+
+
+def summarize_gin_config(
+    model_dir: str | None, summary_writer: Any | None, step: int
+) -> None:
+  """Writes the config to `config.gin` and as text summary `config`.
+
+  Only process 0 writes.
+
+  Args:
+    model_dir: where `config.gin` goes, or None.
+    summary_writer: a CLU metric writer, or None.
+    step: the step of the summary.
+  """
+  import jax
+
+  if jax.process_index() != 0:
+    return
+  if summary_writer is not None:
+    summary_writer.write_texts(
+        step, {'config': gin.markdown(get_gin_config_str())}
+    )
+    summary_writer.flush()
+  if model_dir:
+    from etils import epath
+
+    directory = epath.Path(model_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    text = get_gin_config_str(show_provenance=True)
+    (directory / 'config.gin').write_text(text)
+
+
+def sum_fn(var1: Any = gin.REQUIRED, var2: Any = gin.REQUIRED) -> Any:
+  """Returns the sum, for use inside gin files."""
+  return var1 + var2
+
+
+def bool_fn(var1: Any = gin.REQUIRED) -> bool:
+  """Returns the truth of a value, for use inside gin files."""
+  return bool(var1)
+
+
+def string_split_fn(
+    text: str = gin.REQUIRED,
+    separator: str = gin.REQUIRED,
+    maxsplit: int = -1,
+) -> list[str]:
+  """Returns the parts of a string, for use inside gin files."""
+  return text.split(separator, maxsplit)

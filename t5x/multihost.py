@@ -1,0 +1,62 @@
+"""What all processes of one run must agree on: barriers, seeds, equal data."""
+
+import time
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+
+def sync_global_devices(name: str) -> None:
+  """Waits until every process has reached the barrier called `name`."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def multihost_assert_equal(tree: Any, fail_message: str = '') -> None:
+  """Checks that a tree of host arrays is the same on every process.
+
+  Args:
+    tree: arrays or numbers held on the host.
+    fail_message: what to tell when they differ.
+
+  Raises:
+    AssertionError: with `fail_message`, on the processes that differ.
+  """
+  if jax.process_count() > 1:
+    multihost_utils.assert_equal(tree, fail_message)
+
+
+def get_local_data(x: Any) -> Any:
+  """Returns this process's first shard of a global array; others pass through.
+
+  Use it for replicated values (a step counter), where one shard is the whole.
+  """
+  if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
+    return x.addressable_data(0)
+  return x
+
+
+def shared_time_seed() -> int:
+  """Returns a seed from the clock of process 0, the same on every process."""
+  seed = np.int32(time.time())
+  if jax.process_count() > 1:
+    seed = multihost_utils.broadcast_one_to_all(seed)
+  return int(seed)
+
+
+def broadcast_verdict(verdict: bool) -> bool:
+  """Returns process 0's yes or no on every process."""
+  if jax.process_count() > 1:
+    verdict = multihost_utils.broadcast_one_to_all(np.int32(verdict))
+  return bool(verdict)
+
+
+def set_hardware_rng_ops() -> None:
+  """Makes new PRNG keys use the accelerator's fast generator.
+
+  `unsafe_rbg` keys are deterministic for one way of partitioning only: the
+  same seed gives other numbers on another mesh.
+  """
+  jax.config.update('jax_default_prng_impl', 'unsafe_rbg')

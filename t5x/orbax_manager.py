@@ -1,0 +1,351 @@
+"""Checkpoints of a run in `checkpoint_<step>` directories, through Orbax.
+
+Each holds the item `state` (target, optimizer state, step) and, on request,
+`dataset` (where the input pipeline stands, a file a data shard). Orbax writes
+in the background into a directory of another name and renames it at the end,
+so a job may be killed at any moment and leaves only whole checkpoints.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from t5x import best_checkpoints
+from t5x import checkpoint_dirs
+from t5x import checkpoint_utils
+from t5x import multihost
+from t5x import state_matching
+from t5x import stored_state
+
+STATE_ITEM = 'state'
+DATASET_ITEM = 'dataset'
+DATASET_PREFIX = 'train_ds'
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterInfo:
+  """What save transformation functions learn about a leaf.
+
+  Attributes:
+    name: its path, joined by '/'.
+    shape: its global shape.
+    dtype: its dtype in the train state.
+    mesh_axes: its partition spec, None if replicated.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: Any
+  mesh_axes: Any
+
+
+class DatasetCheckpointHandler(ocp.CheckpointHandler):
+  """Saves the state of this process's dataset iterator.
+
+  Blocking on purpose: a tf.data iterator moves on with the next batch.
+  """
+
+  def save(self, directory: epath.Path, args: 'DatasetSave') -> None:
+    """Writes the iterator's state into `directory`."""
+    if args.iterator is not None:
+      args.iterator.save(directory / args.filename)
+
+  def restore(self, directory: epath.Path, args: 'DatasetRestore') -> Any:
+    """Moves the iterator to where it stood."""
+    args.iterator.restore(directory / args.filename)
+    return args.iterator
+
+
+@ocp.args.register_with_handler(DatasetCheckpointHandler, for_save=True)
+@dataclasses.dataclass
+class DatasetSave(ocp.args.CheckpointArgs):
+  """The iterator to save, None where another process saves its shard."""
+
+  iterator: Any
+  filename: str
+
+
+@ocp.args.register_with_handler(DatasetCheckpointHandler, for_restore=True)
+@dataclasses.dataclass
+class DatasetRestore(ocp.args.CheckpointArgs):
+  """The iterator to restore."""
+
+  iterator: Any
+  filename: str
+
+
+class OrbaxCheckpointManagerInterface:
+  """Saves and restores train states of one run."""
+
+  def __init__(
+      self,
+      directory: str,
+      train_state: Any,
+      partitioner: Any,
+      dataset_iterator: Any = None,
+      save_dtype: Any = None,
+      restore_dtype: Any = None,
+      keep: int | None = None,
+      period: int | None = 1,
+      checkpoint_steps: Sequence[int] | None = None,
+      keep_dataset_checkpoints: int | None = None,
+      force_keep_period: int | None = None,
+      metric_name_to_monitor: str | None = None,
+      metric_mode: str = 'max',
+      keep_checkpoints_without_metrics: bool = True,
+      read_only: bool = False,
+  ):
+    """Opens (and creates) the directory.
+
+    Args:
+      directory: where the `checkpoint_<step>` directories lie.
+      train_state: a train state of arrays or shapes: names and structure.
+      partitioner: gives the mesh and the mesh axes of the state.
+      dataset_iterator: an iterator with `save` and `restore`, or None.
+      save_dtype: dtype to which saved parameters are cast, None for theirs.
+      restore_dtype: dtype to which restored parameters are cast, None for the
+        stored one.
+      keep: how many checkpoints to keep, None for all.
+      period: steps between saves when `save` is not forced.
+      checkpoint_steps: more steps at which to save when not forced.
+      keep_dataset_checkpoints: how many of the kept ones keep the state of the
+        input pipeline, None for all.
+      force_keep_period: checkpoints of its multiples are never pruned.
+      metric_name_to_monitor: `run/tag` of a TensorBoard scalar; `keep` then
+        counts the best by it, and the last one stays as well.
+      metric_mode: 'max' or 'min' is better.
+      keep_checkpoints_without_metrics: whether checkpoints without that scalar
+        stay.
+      read_only: whether nothing is ever written, created or cleaned up.
+    """
+    self._directory = os.fspath(directory)
+    self._train_state = train_state
+    self._partitioner = partitioner
+    self._dataset_iterator = dataset_iterator
+    self._save_dtype = None if save_dtype is None else jnp.dtype(save_dtype)
+    self._restore_dtype = (
+        None if restore_dtype is None else jnp.dtype(restore_dtype)
+    )
+    self._keep_dataset_checkpoints = keep_dataset_checkpoints
+    layout = partitioner.get_data_layout() if dataset_iterator else None
+    self._should_write_dataset_ckpt = bool(
+        layout and layout.is_first_host_in_replica_set
+    )
+    self._dataset_filename = (
+        f'{DATASET_PREFIX}-{layout.shard_id:03d}-of-{layout.num_shards:03d}'
+        if layout
+        else ''
+    )
+    policies = [best_checkpoints.PinnedCheckpoints(self._directory)]
+    policy_lib = ocp.checkpoint_managers
+    if metric_name_to_monitor:
+      policies.append(
+          best_checkpoints.BestCheckpoints(
+              self._directory,
+              metric_name_to_monitor,
+              metric_mode,
+              keep,
+              keep_checkpoints_without_metrics,
+          )
+      )
+    else:
+      policies.append(policy_lib.LatestN(keep))
+    if force_keep_period:
+      policies.append(policy_lib.EveryNSteps(force_keep_period))
+    self._manager = ocp.CheckpointManager(
+        self._directory,
+        options=ocp.CheckpointManagerOptions(
+            save_interval_steps=0 if read_only else period or 1,
+            save_on_steps=tuple(checkpoint_steps or ()),
+            max_to_keep=keep,
+            keep_period=force_keep_period,
+            preservation_policy=policy_lib.AnyPreservationPolicy(policies),
+            step_prefix=checkpoint_dirs.get_checkpoint_prefix().rstrip('_'),
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+        ),
+        item_handlers={
+            STATE_ITEM: ocp.PyTreeCheckpointHandler(),
+            DATASET_ITEM: DatasetCheckpointHandler(),
+        },
+    )
+
+  def all_steps(self) -> list[int]:
+    """Returns the steps that are saved or being saved, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def latest_step(self) -> int | None:
+    """Returns the last of `all_steps`, None without any."""
+    return self._manager.latest_step()
+
+  def should_save(self, step: int) -> bool:
+    """Tells whether an unforced save at `step` would be written."""
+    return self._manager.should_save(step)
+
+  def save(
+      self,
+      train_state: Any,
+      state_transformation_fns: Sequence[Any] = (),
+      force: bool = True,
+  ) -> bool:
+    """Saves a train state under its own step, in the background.
+
+    Args:
+      train_state: the state; it may be donated as soon as this returns.
+      state_transformation_fns: `(state, infos) -> (state, infos)`, applied in
+        order to the state dict before it is written.
+      force: whether to save whatever period and steps say.
+
+    Returns:
+      Whether a save was started; False also if the step is there already.
+    """
+    step = int(multihost.get_local_data(train_state.step))
+    if step in self._manager.all_steps():
+      logging.info('Checkpoint of step %d exists already.', step)
+      return False
+    if not force and not self._manager.should_save(step):
+      return False
+    state = train_state.state_dict()
+    infos = _parameter_infos(state, self._mesh_axes())
+    for fn in state_transformation_fns:
+      state, infos = fn(state, infos)
+    leaves = {
+        path: self._cast_for_save(path, leaf)
+        for path, leaf in stored_state.flatten(state).items()
+    }
+    items = {
+        STATE_ITEM: ocp.args.PyTreeSave(state_matching.nest(leaves)),
+    }
+    if self._dataset_iterator is not None:
+      items[DATASET_ITEM] = DatasetSave(
+          self._dataset_iterator if self._should_write_dataset_ckpt else None,
+          self._dataset_filename,
+      )
+    saved = self._manager.save(
+        step, args=ocp.args.Composite(**items), force=True
+    )
+    self._prune_dataset_checkpoints()
+    return saved
+
+  def restore(
+      self,
+      step: int | str | os.PathLike,
+      fallback_state: Mapping[str, Any] | None = None,
+      state_transformation_fns: Sequence[Any] = (),
+      restore_dataset: bool = True,
+  ) -> Any:
+    """Restores the train state of a step, or of any checkpoint directory.
+
+    Args:
+      step: a step of this run, or the path of a `checkpoint_<step>` directory.
+      fallback_state: a state dict for leaves that the checkpoint lacks.
+      state_transformation_fns: `(stored, target) -> stored`, applied in order
+        to the tree of stored arrays before anything is read.
+      restore_dataset: whether the iterator given to the constructor moves to
+        where it stood.
+
+    Returns:
+      A train state like the constructor's, sharded over the mesh.
+
+    Raises:
+      FileNotFoundError: if there is no such checkpoint, or it has no iterator
+        state for this data shard.
+      ValueError: if leaves are missing or have other shapes.
+    """
+    if isinstance(step, (int, np.integer)):
+      path = checkpoint_dirs.get_checkpoint_dir(self._directory, int(step))
+    else:
+      path = os.fspath(step)
+    kind = checkpoint_utils.detect_checkpoint_type(path)
+    if kind is not checkpoint_utils.CheckpointTypes.ORBAX:
+      raise ValueError(
+          f'{path} has the layout {kind.value}; only Orbax checkpoints '
+          '(a directory `state` in `checkpoint_<step>`) can be restored.'
+      )
+    logging.info('Restoring %s.', path)
+    # Without the iterator the run would repeat data: look before reading much.
+    dataset_file = os.path.join(path, DATASET_ITEM, self._dataset_filename)
+    if self._dataset_iterator is not None and restore_dataset:
+      if not list(epath.Path(dataset_file).parent.glob('*')):
+        raise FileNotFoundError(
+            f'{path} holds no state of the input pipeline ({dataset_file}). '
+            'Set RestoreCheckpointConfig.restore_dataset (or '
+            'SaveCheckpointConfig.save_dataset) = False to start the data anew.'
+        )
+      self._dataset_iterator.restore(epath.Path(dataset_file))
+
+    target = self._train_state.state_dict()
+    stored = stored_state.read_tree(os.path.join(path, STATE_ITEM))
+    for fn in state_transformation_fns:
+      stored = fn(stored, target)
+    leaves = state_matching.match(stored, target, fallback_state, path)
+    mesh_axes = stored_state.flatten(self._mesh_axes())
+    wanted = {
+        key: stored_state.Wanted(
+            tuple(leaf.shape),
+            self._restored_dtype(key, leaf),
+            jax.sharding.NamedSharding(
+                self._partitioner.mesh,
+                mesh_axes.get(key) or jax.sharding.PartitionSpec(),
+            ),
+        )
+        for key, leaf in stored_state.flatten(target).items()
+    }
+    arrays = stored_state.load(leaves, wanted)
+    return self._train_state.restore_state(stored_state.fill(target, arrays))
+
+  def wait_until_finished(self) -> None:
+    """Waits for background saves; raises what went wrong in them."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Finishes background saves and frees the manager."""
+    self._manager.close()
+
+  def _mesh_axes(self) -> Mapping[str, Any]:
+    return self._partitioner.get_mesh_axes(self._train_state).state_dict()
+
+  def _cast_for_save(self, path: stored_state.Path, leaf: Any) -> Any:
+    if path[0] == 'target' and self._save_dtype is not None:
+      if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf.astype(self._save_dtype)
+    return leaf
+
+  def _restored_dtype(self, path: stored_state.Path, leaf: Any) -> Any:
+    if path[0] == 'target' and jnp.issubdtype(leaf.dtype, jnp.floating):
+      return self._restore_dtype
+    return None
+
+  def _prune_dataset_checkpoints(self) -> None:
+    """Drops the iterator state of all but the last few checkpoints."""
+    if self._keep_dataset_checkpoints is None or jax.process_index() != 0:
+      return
+    for step in self.all_steps()[: -self._keep_dataset_checkpoints or None]:
+      path = checkpoint_dirs.get_checkpoint_dir(self._directory, step)
+      if not checkpoint_utils.is_pinned_checkpoint(path):
+        item = epath.Path(path) / DATASET_ITEM
+        if item.exists():
+          item.rmtree()
+
+
+def _parameter_infos(
+    state: Mapping[str, Any], mesh_axes: Mapping[str, Any]
+) -> dict[str, Any]:
+  specs = stored_state.flatten(mesh_axes)
+  return state_matching.nest(
+      {
+          path: ParameterInfo(
+              '/'.join(path), tuple(leaf.shape), leaf.dtype, specs.get(path)
+          )
+          for path, leaf in stored_state.flatten(state).items()
+      }
+  )

@@ -1,0 +1,140 @@
+"""What a training run measures now and then, on held-out data."""
+
+from collections.abc import Callable
+import os
+import time
+from typing import Any
+
+from t5x import batches
+from t5x import datasets
+from t5x import evaluation
+from t5x import stopping
+
+DatasetConfig = datasets.DatasetConfig
+
+
+class PeriodicEvaluation:
+  """Both evaluations of a run: the loss on batches, and decoded results."""
+
+  def __init__(
+      self,
+      *,
+      model: Any,
+      partitioner: Any,
+      model_dir: str,
+      train_eval_cfg: DatasetConfig | None,
+      infer_eval_cfg: DatasetConfig | None,
+      eval_steps: int,
+      train_eval_get_dataset_fn: Callable[..., Any],
+      inference_evaluator_cls: Callable[..., Any],
+      verify_matching_vocabs_fn: Callable[..., None] | None,
+      actions: stopping.ActionMap | None,
+      concurrent_metrics: bool,
+  ):
+    """Opens the data of both; inference data are read here, once."""
+    self._partitioner = partitioner
+    self._actions = actions
+    self._concurrent = concurrent_metrics
+    self._pending = None
+    self._compiled = False
+    self._train_eval = {}
+    self._evaluator = None
+    if train_eval_cfg is not None:
+      if verify_matching_vocabs_fn is not None:
+        verify_matching_vocabs_fn(train_eval_cfg, model)
+      layout = partitioner.get_data_layout(train_eval_cfg.batch_size)
+      found = train_eval_get_dataset_fn(
+          train_eval_cfg,
+          layout.shard_id,
+          layout.num_shards,
+          eval_steps,
+          model.FEATURE_CONVERTER_CLS,
+      )
+      self._train_eval = {
+          name: batches.GlobalBatches(data, partitioner, layout.batch_size)
+          for name, data in found.items()
+      }
+      if not self._train_eval:
+        # Names the splits there are.
+        datasets.check_split(train_eval_cfg)
+    if infer_eval_cfg is not None:
+      evaluator = evaluation.InferenceEvaluator(
+          infer_eval_cfg,
+          inference_evaluator_cls,
+          model,
+          partitioner,
+          log_dir=os.path.join(model_dir, 'inference_eval'),
+          verify_matching_vocabs_fn=verify_matching_vocabs_fn,
+      )
+      self._evaluator = evaluator if evaluator.eval_tasks else None
+
+  @property
+  def is_on(self) -> bool:
+    """Whether there is anything to evaluate."""
+    return bool(self._train_eval or self._evaluator)
+
+  @property
+  def names(self) -> list[str]:
+    """The tasks (and mixture) whose loss is measured."""
+    return list(self._train_eval)
+
+  def compile(self, trainer: Any) -> None:
+    """Compiles the evaluation steps ahead."""
+    if self._train_eval and not self._compiled:
+      trainer.compile_eval(
+          {
+              name: batches.to_global(
+                  batches.get_zeros_batch_like_dataset(data.dataset),
+                  self._partitioner,
+                  data.batch_size,
+              )
+              for name, data in self._train_eval.items()
+          }
+      )
+    self._compiled = True
+
+  def run(self, trainer: Any, train_state_axes: Any, step: int) -> bool:
+    """Evaluates the trainer's state.
+
+    Args:
+      trainer: holds the state and writes the metrics.
+      train_state_axes: partition specs of the state.
+      step: the state's step.
+
+    Returns:
+      Whether an action asks to stop.
+    """
+    start = time.time()
+    stop = False
+    if self._train_eval:
+      summaries = trainer.eval(
+          {k: iter(v) for k, v in self._train_eval.items()}
+      )
+      stop |= stopping.run_actions(
+          'TRAIN_EVAL', self._actions, trainer.train_state, summaries
+      )
+    if self._evaluator:
+      self._finish_pending()
+      self._pending = self._evaluator.evaluate(
+          trainer.train_state, train_state_axes
+      )
+      if not self._concurrent:
+        metrics = self._finish_pending()
+        stop |= stopping.run_actions(
+            'INFER_EVAL', self._actions, trainer.train_state, metrics or {}
+        )
+    trainer.train_metrics_manager.write_scalar(
+        'timing/evaluate_seconds', time.time() - start, step
+    )
+    return stop
+
+  def close(self) -> None:
+    """Waits for metrics; raises what went wrong in computing them."""
+    self._finish_pending()
+    if self._evaluator:
+      self._evaluator.close()
+
+  def _finish_pending(self) -> Any:
+    pending, self._pending = self._pending, None
+    # Other processes get None for metrics; waiting is the same everywhere.
+    return pending.result() if pending is not None else None

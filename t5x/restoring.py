@@ -1,0 +1,231 @@
+"""From restore configs to paths, managers and train states."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+
+from t5x import checkpoint_config
+from t5x import checkpoint_dirs
+
+_BEST_SETTINGS = (
+    'metric_name_to_monitor',
+    'metric_mode',
+    'keep_checkpoints_without_metrics',
+    'force_keep_period',
+)
+
+RestoreCheckpointConfig = checkpoint_config.RestoreCheckpointConfig
+
+
+def get_first_valid_restore_config_and_paths(
+    restore_cfgs: Sequence[RestoreCheckpointConfig],
+) -> tuple[RestoreCheckpointConfig | None, Sequence[str]]:
+  """Returns the first config that has checkpoints, and their paths.
+
+  Args:
+    restore_cfgs: configs in order of preference.
+
+  Returns:
+    The config and its paths; (None, ()) if none has any.
+
+  Raises:
+    ValueError: if a path of mode 'latest' or 'all' is no directory.
+  """
+  for cfg in restore_cfgs:
+    paths = []
+    for path in cfg.paths:
+      if cfg.mode == 'specific':
+        paths.append(path)
+        continue
+      if not epath.Path(path).is_dir():
+        raise ValueError(
+            f'RestoreCheckpointConfig.path {path!r} is no directory, which '
+            f'mode {cfg.mode!r} needs. For one checkpoint, set '
+            "mode = 'specific'."
+        )
+      steps = checkpoint_dirs.all_steps(path)
+      if cfg.mode == 'latest':
+        steps = steps[-1:]
+      paths += [checkpoint_dirs.get_checkpoint_dir(path, s) for s in steps]
+    if paths:
+      return cfg, paths
+  return None, ()
+
+
+def get_fallback_state(
+    restore_cfg: RestoreCheckpointConfig,
+    init_fn: Callable[[jax.Array], Any],
+    init_rng: jax.Array | None,
+) -> dict[str, Any] | None:
+  """Returns a fresh state dict for what the checkpoint lacks.
+
+  Args:
+    restore_cfg: tells whether anything (`fallback_to_scratch`) or the
+      optimizer's state (not `strict`) may start fresh.
+    init_fn: rng -> train state.
+    init_rng: for `init_fn`.
+
+  Returns:
+    The state dict, without the parameters if only the optimizer's state may
+    be missing; None if nothing may.
+
+  Raises:
+    ValueError: if the rng is missing, or falling back without any
+      transformation function, which is most likely a mistake.
+  """
+  if not restore_cfg.fallback_to_scratch and restore_cfg.strict:
+    return None
+  if restore_cfg.fallback_to_scratch and not (
+      restore_cfg.state_transformation_fns
+  ):
+    raise ValueError(
+        'RestoreCheckpointConfig.fallback_to_scratch needs '
+        'state_transformation_fns or an assignment_map: without any, the '
+        'checkpoint should hold everything.'
+    )
+  if init_rng is None:
+    raise ValueError('Starting what is missing fresh needs an `init_rng`.')
+  state = dict(init_fn(init_rng).state_dict())
+  if not restore_cfg.fallback_to_scratch:
+    state.pop('target')
+  return state
+
+
+def create_orbax_checkpoint_manager(
+    *,
+    save_cfg: checkpoint_config.SaveCheckpointConfig | None = None,
+    restore_cfg: RestoreCheckpointConfig | None = None,
+    train_state: Any,
+    partitioner: Any,
+    ds_iter: Any = None,
+    model_dir: str | None = None,
+) -> Any:
+  """Creates the manager that both configs name.
+
+  Args:
+    save_cfg: how the run saves, or None.
+    restore_cfg: what it restores, or None.
+    train_state: a train state of arrays or shapes.
+    partitioner: gives mesh and mesh axes.
+    ds_iter: the dataset iterator, handed on if either side saves or restores
+      its state.
+    model_dir: the directory of the checkpoints.
+
+  Raises:
+    ValueError: if the configs name different managers.
+  """
+  managers = [
+      cfg.checkpoint_manager_cls for cfg in (save_cfg, restore_cfg) if cfg
+  ]
+  if not managers:
+    raise ValueError('Either `save_cfg` or `restore_cfg` is required.')
+  if len(managers) == 2 and _base(managers[0]) is not _base(managers[1]):
+    raise ValueError(
+        'save and restore name different checkpoint_manager_cls: '
+        f'{_base(managers[0]).__name__} and {_base(managers[1]).__name__}.'
+    )
+  kwargs = {}
+  if save_cfg:
+    kwargs.update(
+        save_dtype=jnp.dtype(save_cfg.dtype) if save_cfg.dtype else None,
+        keep=save_cfg.keep,
+        period=save_cfg.period,
+        checkpoint_steps=save_cfg.checkpoint_steps,
+        keep_dataset_checkpoints=save_cfg.keep_dataset_checkpoints,
+    )
+    kwargs.update(_best_settings(save_cfg.checkpointer_cls))
+  if restore_cfg:
+    kwargs['restore_dtype'] = (
+        jnp.dtype(restore_cfg.dtype) if restore_cfg.dtype else None
+    )
+  uses_dataset = (save_cfg and save_cfg.save_dataset) or (
+      restore_cfg and restore_cfg.restore_dataset
+  )
+  if not save_cfg:
+    # The directory may belong to a running job: leave it as it is.
+    kwargs['read_only'] = True
+  return managers[0](
+      directory=model_dir,
+      train_state=train_state,
+      partitioner=partitioner,
+      dataset_iterator=ds_iter if uses_dataset else None,
+      **kwargs,
+  )
+
+
+def restore(
+    checkpoint_manager: Any,
+    restore_path: str,
+    restore_cfg: RestoreCheckpointConfig,
+    fallback_state: dict[str, Any] | None = None,
+) -> Any:
+  """Restores one path through a manager, as its config says."""
+  return checkpoint_manager.restore(
+      restore_path,
+      fallback_state=fallback_state,
+      state_transformation_fns=restore_cfg.state_transformation_fns,
+      restore_dataset=restore_cfg.restore_dataset,
+  )
+
+
+def resuming(
+    cfg: RestoreCheckpointConfig | None,
+    save_cfg: checkpoint_config.SaveCheckpointConfig,
+    model_dir: str,
+) -> RestoreCheckpointConfig:
+  """Returns the config that goes on with the last checkpoint of `model_dir`.
+
+  The run's own restore config lends its transformation functions, which are
+  told that the run is resuming.
+
+  Args:
+    cfg: the run's restore config, or None.
+    save_cfg: how the run saves.
+    model_dir: the run's directory.
+  """
+  fns = [
+      functools.partial(fn, is_resuming=True)
+      for fn in (cfg.state_transformation_fns if cfg else ())
+      if _takes(fn, 'is_resuming')
+  ]
+  return dataclasses.replace(
+      cfg or RestoreCheckpointConfig(path=model_dir),
+      path=model_dir,
+      mode='latest',
+      dtype=None,
+      assignment_map=None,
+      strict=True,
+      fallback_to_scratch=False,
+      restore_dataset=save_cfg.save_dataset,
+      state_transformation_fns=fns,
+      checkpoint_manager_cls=save_cfg.checkpoint_manager_cls,
+  )
+
+
+def _takes(fn: Callable[..., Any], name: str) -> bool:
+  parameters = inspect.signature(fn).parameters.values()
+  return any(
+      p.name == name or p.kind is inspect.Parameter.VAR_KEYWORD
+      for p in parameters
+  )
+
+
+def _base(manager_cls: Any) -> Any:
+  while isinstance(manager_cls, functools.partial):
+    manager_cls = manager_cls.func
+  return manager_cls
+
+
+def _best_settings(cls: Any) -> dict[str, Any]:
+  """Returns the pruning settings that a class or a partial of it carries."""
+  found = {}
+  while isinstance(cls, functools.partial):
+    found = {**cls.keywords, **found}
+    cls = cls.func
+  return {name: found[name] for name in _BEST_SETTINGS if name in found}

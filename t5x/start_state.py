@@ -1,0 +1,103 @@
+"""Where a training run starts: resumed, restored, or from scratch."""
+
+import os
+from typing import Any
+
+from absl import logging
+import jax
+
+from t5x import checkpoint_config
+from t5x import checkpoint_dirs
+from t5x import orbax_manager
+from t5x import restoring
+from t5x import state_matching
+from t5x import stored_state
+
+
+def check_checkpoint_cfg(
+    cfg: checkpoint_config.CheckpointConfig, use_orbax: bool
+) -> None:
+  """Refuses what a training run can neither start from nor save.
+
+  Raises:
+    ValueError: for the legacy layout, or more than one starting point.
+  """
+  if not use_orbax:
+    raise ValueError(
+        'use_orbax=False asks for the legacy checkpoint layout, which is not '
+        'written. Set train.use_orbax = True.'
+    )
+  if cfg.restore is None:
+    return
+  if cfg.restore.mode == 'all':
+    raise ValueError(
+        "RestoreCheckpointConfig.mode 'all' is for evaluation; training starts "
+        "from one checkpoint: use 'specific' or 'latest'."
+    )
+  path = cfg.restore.path
+  if path and not isinstance(path, str):
+    raise ValueError(
+        'Training starts from one checkpoint: RestoreCheckpointConfig.path '
+        f'must be a string, None or [], got {path!r}.'
+    )
+
+
+def check_same_model(
+    train_state_shape: Any,
+    cfg: checkpoint_config.CheckpointConfig,
+    model_dir: str,
+) -> None:
+  """Refuses to resume in a directory that holds another model.
+
+  Looks at names and shapes only, so it costs nothing.
+
+  Args:
+    train_state_shape: the train state of this run, as shapes.
+    cfg: the run's checkpoints; with transformation functions on saving, any
+      names may be right.
+    model_dir: the run's directory.
+
+  Raises:
+    ValueError: naming the first differing names or shapes.
+  """
+  step = checkpoint_dirs.latest_step(model_dir)
+  if step is None or (cfg.save and cfg.save.state_transformation_fns):
+    return
+  path = checkpoint_dirs.get_checkpoint_dir(model_dir, step)
+  state_matching.check_same_names(
+      stored_state.read_tree(os.path.join(path, orbax_manager.STATE_ITEM)),
+      train_state_shape.state_dict(),
+      path,
+  )
+
+
+def get_start_state(
+    initializer: Any,
+    cfg: checkpoint_config.CheckpointConfig,
+    model_dir: str,
+    train_iter: Any,
+    init_rng: jax.Array,
+) -> Any:
+  """Returns the train state to go on from, and moves the data there.
+
+  Args:
+    initializer: makes train states.
+    cfg: the run's checkpoints.
+    model_dir: the run's directory; its last checkpoint comes first.
+    train_iter: moved to where it stood, if that was saved.
+    init_rng: for what starts fresh.
+  """
+  if checkpoint_dirs.latest_step(model_dir) is None:
+    return initializer.from_checkpoint_or_scratch(
+        [cfg.restore] if cfg.restore else [],
+        init_rng=init_rng,
+        ds_iter=train_iter,
+    )
+  resume_cfg = restoring.resuming(cfg.restore, cfg.save, model_dir)
+  logging.info('Resuming the run in %s.', model_dir)
+  state = initializer.from_checkpoint(
+      [resume_cfg], init_rng=init_rng, ds_iter=train_iter
+  )
+  # Saved parameters may have been cast; training goes on in the model's dtype.
+  shape = initializer.global_train_state_shape
+  return jax.tree.map(lambda x, s: x.astype(s.dtype), state, shape)

@@ -1,0 +1,119 @@
+"""The inner story of a run: train, save and evaluate, unit by unit."""
+
+import dataclasses
+import gc
+import time
+from typing import Any
+
+from absl import logging
+
+from t5x import checkpoint_config
+from t5x import multihost
+from t5x import periodic_evaluation
+from t5x import progress as progress_lib
+from t5x import step_plan
+from t5x import stopping
+from t5x import trainer as trainer_lib
+
+
+@dataclasses.dataclass
+class UnitLoop:
+  """Everything a run needs once it is set up.
+
+  Attributes:
+    trainer: holds the train state and runs the steps.
+    train_state_axes: partition specs of the state.
+    train_iter: gives batches, and knows where it stands.
+    plan: when what is due.
+    evaluations: what is measured on held-out data.
+    progress: tells a person.
+    actions: what may end the run early.
+    manager: saves, or None.
+    save_cfg: how, or None.
+  """
+
+  trainer: Any
+  train_state_axes: Any
+  train_iter: Any
+  plan: step_plan.StepPlan
+  evaluations: periodic_evaluation.PeriodicEvaluation
+  progress: progress_lib.Progress
+  actions: stopping.ActionMap | None
+  manager: Any | None
+  save_cfg: checkpoint_config.SaveCheckpointConfig | None
+
+  def run(self) -> int:
+    """Trains to the end of the plan, or until something asks to stop.
+
+    Returns:
+      The last step; the trainer holds its state, and it is saved.
+
+    Raises:
+      trainer.PreemptionError: after the state has been saved.
+    """
+    step = self.plan.first
+    try:
+      for unit_end in self.plan.unit_ends():
+        step, stop = self._train_unit(step, unit_end)
+        if self.plan.is_due(self.plan.gc_period, step):
+          gc.collect()
+        if stop or self.plan.saves_at(step):
+          self.save()
+        if not stop and self.plan.is_due(self.plan.eval_period, step):
+          stop = self.evaluate(step)
+          if stop:
+            self.save()
+        if stop:
+          logging.info('Training stops early, at step %d.', step)
+          break
+    except trainer_lib.PreemptionError:
+      logging.info('Preempted: saving before the end.')
+      self.save()
+      self._wait_for_saves()
+      raise
+    self._wait_for_saves()
+    return step
+
+  def save(self) -> None:
+    """Starts saving the trainer's state, unless its step is saved."""
+    if self.manager is None:
+      return
+    curves = self.trainer.train_metrics_manager
+    # The clock of a save should not run while steps do.
+    step = int(multihost.get_local_data(self.trainer.train_state.step))
+    start = time.time()
+    saved = self.manager.save(
+        self.trainer.train_state, self.save_cfg.state_transformation_fns
+    )
+    if saved:
+      seconds = time.time() - start
+      curves.write_scalar('timing/checkpoint_seconds', seconds, step)
+
+  def evaluate(self, step: int) -> bool:
+    """Evaluates, and tells whether an action asks to stop."""
+    return self.evaluations.run(self.trainer, self.train_state_axes, step)
+
+  def _train_unit(self, step: int, unit_end: int) -> tuple[int, bool]:
+    """Trains stretch by stretch; returns the step and whether to stop."""
+    for stretch_end in self.plan.stretches(step, unit_end):
+      summary = self.trainer.train(
+          self.train_iter, stretch_end - step, start_step=step
+      )
+      step = stretch_end
+      self.progress.advance(step, summary)
+      if self.actions and self.actions.get('TRAIN'):
+        self.trainer.stop_training |= stopping.run_actions(
+            'TRAIN',
+            self.actions,
+            self.trainer.train_state,
+            {stopping.TRAIN_TASK: summary.result()},
+        )
+      if self.trainer.stop_training:
+        return step, True
+      if step < unit_end and step in self.plan.checkpoint_steps:
+        self.save()
+    return step, False
+
+  def _wait_for_saves(self) -> None:
+    if self.manager is not None:
+      self.manager.wait_until_finished()
