@@ -7,10 +7,12 @@ import pathlib
 import numpy as np
 import pytest
 import sentencepiece
+import seqio
 from seqio import loggers
 
 from pixel_llm.evaluation import masks as masks_lib
 from pixel_llm.evaluation import predictions
+from pixel_llm.evaluation import trace
 
 # pycocotools 2.0.11 still has the __array__ of NumPy 1.
 pytestmark = pytest.mark.filterwarnings(
@@ -197,3 +199,27 @@ def test_seqio_can_make_and_call_it():
   made = predictions.PredictionLogger(output_dir='somewhere')
   assert isinstance(made, loggers.Logger)
   assert made.output_dir == 'somewhere'
+
+
+def test_seqio_brings_model_output_to_metric_and_file(tmp_path, processor):
+  target, tokens, aux = _trace_example(processor)
+  examples = [{'text_tokens': target['text_tokens']}] * 2
+  metric = seqio.metrics.PassthroughLegacyMetric.from_metric_fn(
+      trace.trace_metrics,
+      lambda output, example, is_target: target if is_target else output,
+  )
+  features = {
+      'text_tokens': seqio.Feature(seqio.PassThroughVocabulary(32128), rank=2)
+  }
+  output = np.stack([tokens] * 2)
+  aux_values = {name: np.stack([v] * 2) for name, v in aux.items()}
+  scores, inferences = metric.from_model_output(
+      examples, (output, aux_values), features, 'text_tokens'
+  ).actual_compute(examples, features, 'text_tokens')
+  assert scores['trace_l1'] == pytest.approx((1 / 20 + 1 / 10) / 2)
+  assert scores['trace_decoded_coverage'] == 1
+  logger = predictions.PredictionLogger(str(tmp_path), processor)
+  targets = inferences.pop('targets')
+  logger('task', 5, scores, examples, inferences, targets)
+  rows = json.loads((tmp_path / 'task-predictions-000005.json').read_text())
+  assert [row['caption'] for row in rows] == ['a surfboarder'] * 2
