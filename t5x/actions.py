@@ -100,6 +100,7 @@ class EarlyStoppingAction(BaseAction):
     self._task, self._metric = metric
     self._sign = 1 if mode == 'max' else -1
     self._atol, self._rtol = atol, rtol
+    self._patience = patience
     self._history = collections.deque(maxlen=patience)
 
   def run(self, train_state: Any, metrics_by_task: MetricsByTask) -> bool:
@@ -117,7 +118,7 @@ class EarlyStoppingAction(BaseAction):
         )
       return False
     self._history.append(float(value))
-    if len(self._history) < self._history.maxlen:
+    if len(self._history) < self._patience:
       return False
     values = list(self._history)
     gained = any(

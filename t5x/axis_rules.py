@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import difflib
 import math
 
-from flax.linen import partitioning as flax_partitioning
+from flax.linen import spmd
 from jax.sharding import PartitionSpec
 
 MeshAxis = str | tuple[str, ...] | None
@@ -65,13 +65,13 @@ def standard_logical_axis_rules(
     )
   embed_axes, embed_last = _EMBED_RULES[key]
   embed = [('embed', axis) for axis in embed_axes]
-  rules = [('batch', 'data'), ('vocab', 'model')]
+  rules: list[tuple[str, MeshAxis]] = [('batch', 'data'), ('vocab', 'model')]
   rules += [] if embed_last else embed
   rules += [('mlp', 'model'), ('heads', 'model')]
   rules += [('kv', None), ('joined_kv', 'model')]
   rules += embed if embed_last else []
   rules += [(name, None) for name in _REPLICATED]
-  rules += [tuple(rule) for rule in additional_rules or ()]
+  rules += [(name, axis) for name, axis in additional_rules or ()]
   return rules
 
 
@@ -152,7 +152,7 @@ def to_mesh_axes(
           f' ({axis!r}, None) to additional_rules.'
       )
   try:
-    spec = flax_partitioning.logical_to_mesh_axes(axes, tuple(rules))
+    spec = spmd.logical_to_mesh_axes(axes, tuple(rules))
   except ValueError as error:
     raise ValueError(f'{name}: cannot place axes {axes}: {error}') from error
   for axis, size, mesh_axis in zip(axes, shape or (), spec):

@@ -11,7 +11,7 @@ import functools
 from typing import Any
 
 from clu import metrics as clu_metrics
-import flax
+from flax.core import freeze
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -110,7 +110,7 @@ def accumulate_grads_microbatched(
       (_, metrics), grads = grad_fn(part, rng)
       return grads, metrics, None
     (_, (metrics, mutables)), grads = grad_fn(part, rng, mutables)
-    return grads, metrics, flax.core.freeze(mutables)
+    return grads, metrics, freeze(mutables)
 
   if num_microbatches is None or num_microbatches <= 1:
     return slice_grads(batch, dropout_rng, mutables)

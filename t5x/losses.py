@@ -45,8 +45,8 @@ def cross_entropy_with_logits(
   Returns:
     ([...] loss with the z-loss included, [...] the z-loss).
   """
-  z_loss = jnp.asarray(z_loss, logits.dtype)
-  return _cross_entropy(logits, soft_targets, z_loss)
+  weight = jnp.asarray(z_loss, logits.dtype)
+  return _cross_entropy(logits, soft_targets, weight)
 
 
 @jax.custom_vjp

@@ -80,7 +80,7 @@ class AveragePerStep(Step):
   """
 
   steps: Scalar | None = 1
-  total: Scalar | None = None
+  total: Scalar = 0
 
   @classmethod
   def from_model_output(
@@ -98,10 +98,7 @@ class AveragePerStep(Step):
 
   def compute(self) -> Scalar:
     """Returns the sum of one step, on average."""
-    steps = self._checked_steps()
-    if self.total is None:
-      raise _unset(self, 'total', 'from_model_output')
-    return self.total / steps
+    return self.total / self._checked_steps()
 
 
 @flax.struct.dataclass
@@ -145,7 +142,7 @@ class TimeRate(Time):
     numerator: the sum.
   """
 
-  numerator: Scalar | None = None
+  numerator: Scalar = 0
 
   @classmethod
   def from_model_output(cls, numerator: Any, **_) -> 'TimeRate':

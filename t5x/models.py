@@ -40,6 +40,7 @@ class TokensIdsToLogitsCallable(Protocol):
     Returns:
       (logits [B·K, V], the cache after this token).
     """
+    ...
 
 
 class DecodeFnCallable(Protocol):
@@ -72,6 +73,7 @@ class DecodeFnCallable(Protocol):
     Returns:
       (ids [B, K, L], scores [B, K]), worst first.
     """
+    ...
 
 
 class BaseModel(abc.ABC):

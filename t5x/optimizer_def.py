@@ -91,10 +91,9 @@ class OptimizerDef(metaclass=abc.ABCMeta):
       self, target: Any, state: OptimizerState, state_dict: Mapping[str, Any]
   ) -> tuple[Any, OptimizerState]:
     """Fills parameters and state from nested dicts."""
-    return (
-        serialization.from_state_dict(target, state_dict['target']),
-        serialization.from_state_dict(state, state_dict['state']),
-    )
+    new_target = serialization.from_state_dict(target, state_dict['target'])
+    new_state: Any = serialization.from_state_dict(state, state_dict['state'])
+    return new_target, new_state
 
 
 OptimizerDefType = OptimizerDef

@@ -19,7 +19,7 @@ import math
 from typing import Any
 
 from absl import logging
-from flax.linen import partitioning as flax_partitioning
+from flax.core import spmd
 import jax
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
@@ -122,7 +122,7 @@ class PjittedFnWithContext:
 
   @contextlib.contextmanager
   def _context(self):
-    with jax.set_mesh(self._mesh), flax_partitioning.axis_rules(self._rules):
+    with jax.set_mesh(self._mesh), spmd.logical_axis_rules(self._rules):
       yield
 
   def __call__(self, *args, **kwargs):
@@ -376,7 +376,9 @@ class PjitPartitioner(BasePjitPartitioner):
       logical_axis_rules = update_logical_axis_rules(
           logical_axis_rules, (('batch', self._data_axis),)
       )
-    self._logical_axis_rules = tuple(map(tuple, logical_axis_rules))
+    self._logical_axis_rules = tuple(
+        (name, axis) for name, axis in logical_axis_rules
+    )
 
   @property
   def logical_axis_rules(self) -> LogicalAxisRules:

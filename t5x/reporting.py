@@ -57,7 +57,8 @@ class _DurationTimer:
     def duration() -> float:
       return self._now_after(block_on) - start.result()
 
-    return self._pool(duration)()
+    future: Any = self._pool(duration)()
+    return future
 
 
 class MetricsManager:
@@ -101,7 +102,7 @@ class MetricsManager:
     if not self._writes:
       return metric_writers.MultiWriter([])
     writers = [metric_writers.SummaryWriter(self.summary_dir)]
-    if '://' not in self.summary_dir:
+    if self.summary_dir and '://' not in self.summary_dir:
       from t5x import json_lines_writer
 
       path = os.path.join(self.summary_dir, METRICS_FILE)
@@ -170,7 +171,8 @@ class MetricsManager:
         metric_writers.write_values(self.summary_writer, step, values)
       return values
 
-    return self._pool(summarize)()
+    future: Any = self._pool(summarize)()
+    return future
 
   def flush(self) -> None:
     """Waits until everything is on disk; raises errors of the background."""

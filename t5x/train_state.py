@@ -4,13 +4,17 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import flax
+from flax import serialization
 from flax.core import FrozenDict
+from flax.core import freeze
+from flax.core import unfreeze
 from flax.linen import partitioning as flax_partitioning
+from flax.traverse_util import flatten_dict
 import jax.numpy as jnp
 
 from t5x import optimizers
 
-EMPTY_DICT = flax.core.freeze({})
+EMPTY_DICT = freeze({})
 FlaxMutables = Mapping[str, Any]
 
 
@@ -20,33 +24,42 @@ class TrainState(Protocol):
   @property
   def step(self) -> Any:
     """Number of updates so far."""
+    ...
 
   @property
   def params(self) -> Any:
     """The parameters."""
+    ...
 
   @property
   def param_states(self) -> Any:
     """The optimizer's state of the parameters."""
+    ...
 
   @property
   def flax_mutables(self) -> FlaxMutables:
     """Mutable collections, such as batch statistics."""
+    ...
 
   def state_dict(self) -> dict[str, Any]:
     """Returns nested dicts, as a checkpoint holds them."""
+    ...
 
   def restore_state(self, state_dict: Mapping[str, Any]) -> 'TrainState':
     """Returns a state with the values of a state dict."""
+    ...
 
   def replace_params(self, params: Any) -> 'TrainState':
     """Returns a state with other parameters."""
+    ...
 
   def replace_flax_mutables(self, flax_mutables: FlaxMutables) -> 'TrainState':
     """Returns a state with other mutable collections."""
+    ...
 
   def replace_step(self, step: Any) -> 'TrainState':
     """Returns a state at another step."""
+    ...
 
   def apply_gradient(
       self,
@@ -55,9 +68,11 @@ class TrainState(Protocol):
       flax_mutables: FlaxMutables = EMPTY_DICT,
   ) -> 'TrainState':
     """Returns the state after one update."""
+    ...
 
   def as_logical_axes(self) -> 'TrainState':
     """Returns the state with logical axis names for arrays."""
+    ...
 
 
 def _split_variables(
@@ -92,13 +107,13 @@ def _split_variables(
   return (
       params,
       params_axes,
-      flax.core.freeze(mutables),
-      flax.core.freeze(axes) if axes else None,
+      freeze(mutables),
+      freeze(axes) if axes else None,
   )
 
 
 def _flat_names(tree: Any) -> set[str]:
-  return set(flax.traverse_util.flatten_dict(flax.core.unfreeze(tree), sep='/'))
+  return set(flatten_dict(unfreeze(tree), sep='/'))
 
 
 def _check_params_axes(params_axes: Any, params: Any) -> None:
@@ -112,7 +127,7 @@ def _check_params_axes(params_axes: Any, params: Any) -> None:
 def _axis_names(axes: Any, like: Any) -> Any:
   """Reads axis names from metadata, in the same kind of dict as `like`."""
   names = flax_partitioning.get_axis_names(axes)
-  return names if isinstance(like, FrozenDict) else flax.core.unfreeze(names)
+  return names if isinstance(like, FrozenDict) else unfreeze(names)
 
 
 def _params_axis_names(params_axes: Any, params: Any) -> Any:
@@ -128,7 +143,7 @@ def _params_axis_names(params_axes: Any, params: Any) -> Any:
 def _mutables_axis_names(mutables_axes: Any) -> FrozenDict:
   if mutables_axes is None:
     return EMPTY_DICT
-  return flax.core.freeze(
+  return freeze(
       {
           name: flax_partitioning.get_axis_names(collection)
           for name, collection in mutables_axes.items()
@@ -214,7 +229,7 @@ class FlaxOptimTrainState:
     """
     state_dict = self._optimizer.state_dict()
     if self.flax_mutables:
-      state_dict['flax_mutables'] = flax.core.unfreeze(self.flax_mutables)
+      state_dict['flax_mutables'] = unfreeze(self.flax_mutables)
     return state_dict
 
   def restore_state(
@@ -223,7 +238,7 @@ class FlaxOptimTrainState:
     """Returns a state with the values of a state dict."""
     return self.replace(
         _optimizer=self._optimizer.restore_state(state_dict),
-        flax_mutables=flax.core.freeze(state_dict.get('flax_mutables', {})),
+        flax_mutables=freeze(state_dict.get('flax_mutables', {})),
     )
 
   def replace_params(self, params: Any) -> 'FlaxOptimTrainState':
@@ -234,7 +249,7 @@ class FlaxOptimTrainState:
       self, flax_mutables: FlaxMutables
   ) -> 'FlaxOptimTrainState':
     """Returns a state with other mutable collections."""
-    return self.replace(flax_mutables=flax.core.freeze(flax_mutables))
+    return self.replace(flax_mutables=freeze(flax_mutables))
 
   def replace_step(self, step: Any) -> 'FlaxOptimTrainState':
     """Returns a state at another step."""
@@ -295,9 +310,7 @@ class InferenceState:
     )
     step = jnp.zeros((), jnp.int32)
     # Frozen as in `restore_state`, so that both fit one compiled function.
-    return cls(
-        step, flax.core.freeze(params), params_axes, mutables, mutables_axes
-    )
+    return cls(step, freeze(params), params_axes, mutables, mutables_axes)
 
   @property
   def param_states(self) -> Any:
@@ -311,19 +324,19 @@ class InferenceState:
   def state_dict(self) -> dict[str, Any]:
     """Returns `{'target', 'state': {'step'}}`, and mutables if any."""
     state_dict = {
-        'target': flax.serialization.to_state_dict(self.params),
+        'target': serialization.to_state_dict(self.params),
         'state': {'step': self.step},
     }
     if self.flax_mutables:
-      state_dict['flax_mutables'] = flax.core.unfreeze(self.flax_mutables)
+      state_dict['flax_mutables'] = unfreeze(self.flax_mutables)
     return state_dict
 
   def restore_state(self, state_dict: Mapping[str, Any]) -> 'InferenceState':
     """Returns a state with the values of a state dict."""
     return self.replace(
         step=state_dict['state']['step'],
-        params=flax.core.freeze(state_dict['target']),
-        flax_mutables=flax.core.freeze(state_dict.get('flax_mutables', {})),
+        params=freeze(state_dict['target']),
+        flax_mutables=freeze(state_dict.get('flax_mutables', {})),
     )
 
   def replace_params(self, params: Any) -> 'InferenceState':
@@ -334,7 +347,7 @@ class InferenceState:
       self, flax_mutables: FlaxMutables
   ) -> 'InferenceState':
     """Returns a state with other mutable collections."""
-    return self.replace(flax_mutables=flax.core.freeze(flax_mutables))
+    return self.replace(flax_mutables=freeze(flax_mutables))
 
   def replace_step(self, step: Any) -> 'InferenceState':
     """Returns a state at another step."""

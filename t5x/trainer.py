@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from absl import logging
-import flax
+from flax.core import freeze
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
@@ -314,7 +314,7 @@ def train_with_lr(
   )
   others = None
   if flax_mutables:
-    others = {'flax_mutables': flax.core.freeze(flax_mutables)}
+    others = {'flax_mutables': freeze(flax_mutables)}
   return apply_grads(
       train_state,
       grads,
