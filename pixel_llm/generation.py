@@ -10,14 +10,14 @@ its `K` beams lie beside it. The state starts as begin, end, end, …; tokens
 1 … T-2 are decoded, the last slot never is (RefA).
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pixel_llm.modules import decode_cache
@@ -28,6 +28,7 @@ EMPTY_SCORE = -1e7
 FORBIDDEN_LOGIT = -1e4
 
 
+@runtime_checkable
 class StepFn(Protocol):
   """Scores the token behind a position."""
 

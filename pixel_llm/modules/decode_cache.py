@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import jax
 from flax import struct
+import jax
 from jaxtyping import Array, Int
 
 

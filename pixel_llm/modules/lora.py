@@ -8,16 +8,16 @@ checkpoint restores without a mapping; `kernel_left_lora` and
 `kernel_right_lora` lie beside it.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
+import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 from flax.linen import partitioning
+import jax
 from jax import lax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pixel_llm import axes

@@ -9,16 +9,17 @@ image; so the state of decoding is passed in and out.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from flax.linen import partitioning
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pixel_llm import axes
 from pixel_llm.modules import lora
-from t5x.examples.t5 import layers, network
+from t5x.examples.t5 import layers
+from t5x.examples.t5 import network
 
 # As in T5X: beside it float32 forgets the logit, so a row whose keys are all
 # masked attends to all of them equally. Released weights saw such rows.

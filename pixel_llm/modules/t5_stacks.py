@@ -6,15 +6,17 @@ once, or one position at a time over a cache.
 RefA: T5 (arXiv 1910.10683); RefB: LoRA (arXiv 2106.09685).
 """
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pixel_llm import axes
-from pixel_llm.modules import decode_cache, t5_layers
-from t5x.examples.t5 import layers, network
+from pixel_llm.modules import decode_cache
+from pixel_llm.modules import t5_layers
+from t5x.examples.t5 import layers
+from t5x.examples.t5 import network
 
 
 @struct.dataclass

@@ -10,20 +10,19 @@ public T5X checkpoints (T5.1.1, Flan-T5), adapters beside their kernels.
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pixel_llm import axes
-from pixel_llm.modules import decode_cache, lora
-from pixel_llm.modules.t5_stacks import (
-    Decoder,
-    EncodedPrompt,
-    Encoder,
-    T5TextConfig,
-    TextOutput,
-)
+from pixel_llm.modules import decode_cache
+from pixel_llm.modules import lora
+from pixel_llm.modules.t5_stacks import Decoder
+from pixel_llm.modules.t5_stacks import EncodedPrompt
+from pixel_llm.modules.t5_stacks import Encoder
+from pixel_llm.modules.t5_stacks import T5TextConfig
+from pixel_llm.modules.t5_stacks import TextOutput
 from t5x.examples.t5 import layers
 
 

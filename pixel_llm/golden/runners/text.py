@@ -1,14 +1,15 @@
 """Runs the golden cases of the T5 text head and of decoding."""
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
 
 from pixel_llm import generation
 from pixel_llm.golden import case as golden_case
-from pixel_llm.modules import decode_cache, t5_text_head
+from pixel_llm.modules import decode_cache
+from pixel_llm.modules import t5_text_head
 
 
 def _text_config(settings) -> t5_text_head.T5TextConfig:

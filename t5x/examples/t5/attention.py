@@ -6,13 +6,15 @@ RefA: T5 (arXiv 1910.10683); RefB: google-research/t5x
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
-from jax import lax, random
+import jax
+from jax import lax
+from jax import random
+import jax.numpy as jnp
 
-from t5x.examples.t5 import dense, masks
+from t5x.examples.t5 import dense
+from t5x.examples.t5 import masks
 
 Array = jax.Array
 

@@ -7,16 +7,16 @@ Parameters are stored in float32 whatever the compute `dtype`, and declare their
 logical axes in the collection `params_axes`.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
+import jax
 from jax import lax
+import jax.numpy as jnp
 
 Array = jax.Array
 DType = Any

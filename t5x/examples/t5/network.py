@@ -7,10 +7,10 @@ and parameters; public checkpoints depend on them).
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+import jax
+import jax.numpy as jnp
 
 from t5x.examples.t5 import layers
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from flax import linen as nn
+from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from flax.linen import partitioning
 
 Array = jax.Array
 
