@@ -36,7 +36,7 @@ class StepFn(Protocol):
       self,
       cache: decode_cache.DecodeCache,
       sequences: Int[Array, 'M K T'],
-      index: Int[Array, ''],
+      index: int | Int[Array, ''],
   ) -> tuple[Float[Array, 'M K V'], decode_cache.DecodeCache]:
     """Reads position `index` of all beams.
 
@@ -129,7 +129,7 @@ def zero_after_end(
 
 def _write(
     sequences: Int[Array, 'M K T'],
-    index: Int[Array, ''],
+    index: int | Int[Array, ''],
     tokens: Int[Array, 'M K'],
 ) -> Int[Array, 'M K T']:
   """Writes one token a beam at `index`."""

@@ -276,7 +276,7 @@ class DecoderLayer(nn.Module):
   def step(
       self,
       x: Float[Array, 'M K D'],
-      index: Int[Array, ''],
+      index: int | Int[Array, ''],
       cross: Mapping[str, Float[Array, 'M S A E']],
       text: Mapping[str, Float[Array, 'M K T A E']],
       self_bias: Float[Array, 'MK A 1 T'],

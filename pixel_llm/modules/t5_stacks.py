@@ -225,7 +225,7 @@ class Decoder(nn.Module):
       self,
       cache: decode_cache.DecodeCache,
       sequences: Int[Array, 'M K T'],
-      index: Int[Array, ''],
+      index: int | Int[Array, ''],
   ) -> tuple[TextOutput, decode_cache.DecodeCache]:
     """Decodes position `index` of every beam."""
     cfg = self.config

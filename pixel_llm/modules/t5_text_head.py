@@ -152,7 +152,7 @@ class T5TextHead(nn.Module):
       self,
       cache: decode_cache.DecodeCache,
       sequences: Int[Array, 'M K T'],
-      index: Int[Array, ''],
+      index: int | Int[Array, ''],
   ) -> tuple[Float[Array, 'M K V'], decode_cache.DecodeCache]:
     """Scores the token behind position `index`; a step of `generation`.
 

@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 import numpy as np
 
 from pixel_llm import losses
 from pixel_llm.golden import case as golden_case
 
 
-def _text(inputs, end_id: int) -> dict[str, np.ndarray]:
+def _text(inputs, end_id: int) -> dict[str, Array]:
   """Computes the text losses and a gradient."""
   logits, tokens = inputs['text/logits'], inputs['text/tokens']
   mask = inputs['text/mask']
@@ -34,7 +35,7 @@ def _text(inputs, end_id: int) -> dict[str, np.ndarray]:
   return outputs
 
 
-def _points(inputs) -> dict[str, np.ndarray]:
+def _points(inputs) -> dict[str, Array]:
   """Computes the point losses."""
   points, targets = inputs['point/pred'], inputs['point/target']
   # The original takes one target or mask a caption too; ours are per token.
@@ -59,7 +60,7 @@ def _points(inputs) -> dict[str, np.ndarray]:
   }
 
 
-def _masks(inputs) -> dict[str, np.ndarray]:
+def _masks(inputs) -> dict[str, Array]:
   """Computes the mask losses and a gradient."""
   mask_logits, mask_iou = inputs['mask/pred'], inputs['mask/pred_iou']
   targets = (inputs['mask/target'][..., 0] > 0).astype(jnp.uint8)

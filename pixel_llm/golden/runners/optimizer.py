@@ -54,7 +54,7 @@ def _layer_decay(settings) -> param_groups.LayerDecay:
 
 def _updates(
     case: golden_case.Case, optimizer: param_groups.ParamGroupOptimizer
-) -> list[dict[str, np.ndarray]]:
+) -> list[dict[str, jax.Array]]:
   """Applies the case's gradients; the updates are taken out of the step.
 
   The transformation is asked instead of the new parameters: a difference of

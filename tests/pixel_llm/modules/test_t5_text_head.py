@@ -155,7 +155,9 @@ def test_reading_embedded_tokens_equals_the_reference_network():
       {'params': params}, source, TOKENS, targets, enable_dropout=False
   )
   table = params['token_embedder']['embedding']
-  actual = head.apply({'params': {'t5_module': params}}, table[source], TOKENS)
+  actual = head.apply(
+      {'params': {'t5_module': params}}, jnp.asarray(table)[source], TOKENS
+  )
   np.testing.assert_allclose(actual.logits, expected, rtol=1e-4, atol=1e-5)
 
 
