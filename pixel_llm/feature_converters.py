@@ -81,7 +81,7 @@ class PixelLLMFeatureConverter(seqio.FeatureConverter):
 
     def convert(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
       batch = {name: example[name] for name in self.TASK_FEATURES}
-      with tf.control_dependencies(self._row_checks(batch, num_prompts)):
+      with tf.control_dependencies(self._row_checks(batch)):
         rows = tf.shape(batch['text_tokens'])[0]
       padded = {
           name: _pad(name, tensor, tuple(task_feature_lengths[name]))
@@ -92,21 +92,14 @@ class PixelLLMFeatureConverter(seqio.FeatureConverter):
 
     return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 
-  def _row_checks(
-      self, batch: Mapping[str, tf.Tensor], num_prompts: int
-  ) -> list[Any]:
-    """Asserts that all prompt features have the same 1 to N rows."""
+  def _row_checks(self, batch: Mapping[str, tf.Tensor]) -> list[Any]:
+    """Asserts that all prompt features have the same rows, at least 1."""
     rows = tf.shape(batch['text_tokens'])[0]
     checks = [
         tf.debugging.assert_positive(
             rows,
             'An example has no prompt: text_tokens has 0 rows; a task must'
             ' yield at least one.',
-        ),
-        tf.debugging.assert_less_equal(
-            rows,
-            num_prompts,
-            'An example has more prompts than task_feature_lengths allow.',
         ),
     ]
     axes = features.task_features(self.WITH_MASKS)
@@ -148,7 +141,7 @@ def _pad(name: str, tensor: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
       shape,
       f'Feature {name!r} is larger than its task_feature_length {shape}.',
   )
-  with tf.control_dependencies([check] if check is not None else []):
+  with tf.control_dependencies([check]):
     missing = tf.constant(shape) - tf.shape(tensor)
   tensor = tf.pad(tensor, tf.stack([tf.zeros_like(missing), missing], axis=1))
   return tf.ensure_shape(tensor, shape)

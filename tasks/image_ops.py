@@ -73,6 +73,10 @@ def shorter_side_hw(
   target = tf.maximum(target, 1.0)
   # Written as target·high/low: the product first, as the original rounds.
   longer = tf.maximum(tf.floor(target * high / low), 1.0)
+  if longest is not None:
+    # A picture so thin that its shorter side would vanish keeps one pixel
+    # there, and then the longer side must not follow.
+    longer = tf.minimum(longer, tf.maximum(longest, 1.0))
   new_hw = tf.where(hw == low, target, longer)
   return tf.cast(new_hw, tf.int32)
 

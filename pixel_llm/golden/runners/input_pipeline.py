@@ -284,7 +284,8 @@ def _decode_referring(
           begin=False,
           end=end,
       )
-    if variant == 'two':
+    # The case stores these once, since no tokenizer touches them.
+    if variant == 'two' and prefix.endswith('/sp'):
       fields['masks'] = case.inputs['masks'][chosen]
     for name, value in fields.items():
       outputs[f'{prefix}/{variant}/{name}'] = np.asarray(value)
