@@ -26,7 +26,7 @@ def _sample_tasks() -> None:
           'validation': 'sample/refcoco/train',
           'real_val': 'sample/refcoco/real_val',
       },
-      f'{_REFCOCO} --images {_SAMPLE_IMAGES} --output data/sample/refcoco'
+      f'{_REFCOCO} --images {_SAMPLE_IMAGES} --output <data>/sample/refcoco'
       f' --split train={_SAMPLE}/refcoco/merge_coco_img_safe_train.json --split'
       f' real_val={_SAMPLE}/refcoco/refcocog_umd_val.json',
   )
@@ -41,7 +41,7 @@ def _sample_tasks() -> None:
           'validation': 'sample/ln/train',
           'other_val': 'sample/ln/val',
       },
-      f'{_LN} --images {_SAMPLE_IMAGES} --output data/sample/ln'
+      f'{_LN} --images {_SAMPLE_IMAGES} --output <data>/sample/ln'
       f' --split train={",".join(shards)}'
       f' --split val={_SAMPLE_NARRATIVES}_val_localized_narratives.jsonl',
   )

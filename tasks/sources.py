@@ -57,7 +57,8 @@ class ArrayRecordSource(seqio.DataSource):
 
     Args:
       splits: split name to its folder below the data directory.
-      build_command: what makes these folders, for the error message.
+      build_command: what makes these folders, for the error message; `<data>`
+        stands for the data directory.
       training_splits: names of the splits that preprocessors randomise.
     """
     super().__init__(
@@ -67,13 +68,17 @@ class ArrayRecordSource(seqio.DataSource):
         performs_internal_shuffling=True,
     )
     self._directories = dict(splits)
-    self._build_command = build_command
+    self._command_template = build_command
     self._training_splits = tuple(training_splits)
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
     """True: every record can be read by itself."""
     return True
+
+  @property
+  def _build_command(self) -> str:
+    return self._command_template.replace('<data>', str(data_dir()))
 
   def directory(self, split: str) -> pathlib.Path:
     """Returns the folder of a split, which need not exist."""

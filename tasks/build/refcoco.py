@@ -162,8 +162,11 @@ def _group_rows(
   labels = {category: rank for rank, category in enumerate(categories)}
   for number, row in enumerate(document['images']):
     tally.read['expression'] += 1
-    name = row.get('id', f'row {number}')
+    name = f'row {number}'
     try:
+      if not isinstance(row, dict):
+        raise RowError('bad_row', f'found {row!r}'[:80])
+      name = row.get('id', name)
       image = _image_of(row, file, images, tally)
       own = annotations.get(row.get('id'), [])
       if len(own) != 1:

@@ -82,6 +82,7 @@ def test_missing_data_names_file_variable_and_command(tmp_path, monkeypatch):
   assert str(tmp_path / 'sample/refcoco/train/manifest.json') in message
   assert 'PIXEL_LLM_DATA_DIR' in message
   assert 'python -m tasks.build refcoco --images' in message
+  assert f'--output {tmp_path}/sample/refcoco ' in message
 
 
 def test_data_of_another_schema_is_refused(tmp_path, monkeypatch):

@@ -273,6 +273,24 @@ def test_bad_input_is_reported_and_the_rest_converted(tmp_path, bad_pictures):
   )
 
 
+def test_rows_that_are_none_or_lack_fields_are_rejected(tmp_path, bad_pictures):
+  document = _mdetr(BAD_ROWS[:1] * 4)
+  del document['images'][1]['file_name']
+  document['images'][2]['original_id'] = 'x'
+  document['annotations'][3]['image_id'] = 99
+  document['images'].append(None)
+  assert _build_rows(tmp_path, bad_pictures, document) == 3
+  directory = tmp_path / 'out' / 'train'
+  _assert_adds_up(directory)
+  reasons = {n['id']: n['reason'] for n in _notes(directory)}
+  assert reasons == {
+      '1': 'missing_field',
+      '2': 'bad_id',
+      '3': 'no_target',
+      'row 4': 'bad_row',
+  }
+
+
 def test_strict_fails_and_renames_nothing(tmp_path, bad_pictures, capsys):
   # The rows are fine, so only decoding the pictures shows the fault.
   document = _mdetr(BAD_ROWS[:2])
