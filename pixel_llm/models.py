@@ -275,12 +275,13 @@ class PixelLLMModel(models.BaseModel):
 
     Args:
       params: of the network.
-      batch: features; targets are not read.
+      batch: features; the given text is read, points, boxes and masks not.
       rng: unused, decoding draws nothing.
 
     Returns:
       Text tokens [B, N, T], padded with 0, and by name: `scores` [B, N],
-      `points` [B, N, T, P, 2], `point_mask` [B, N, T], `boxes` [B, N, 4],
+      `points` [B, N, T, P, 2], `point_mask` [B, N, T], `gt_text_points` (the
+      points of the given text, whatever was decoded), `boxes` [B, N, 4],
       `box_mask` [B, N] (False: no box), and with masks `mask_logits`
       [B, N, h, w] over the padded input and `mask_iou` [B, N]. Coordinates are
       pixels of the network input.
@@ -306,13 +307,20 @@ class PixelLLMModel(models.BaseModel):
         text_tokens, self.module.end_token_id
     )
     found = inference.describe(self.module, params, prepared, text_tokens)
+    given = found
     if scores is None:
-      scores = self._log_likelihood(found.text, text_tokens)
+      scores = jnp.sum(_token_scores(found.text.logits, text_tokens), axis=-1)
+    else:
+      # What of this no caller reads, such as masks, is never computed.
+      given = inference.describe(
+          self.module, params, prepared, batch['text_tokens']
+      )
     location = found.location
     aux = {
         'scores': scores,
         'points': location.points,
         'point_mask': location.point_mask,
+        'gt_text_points': given.location.points,
         'boxes': location.boxes,
         'box_mask': jnp.any(location.point_mask, axis=-1),
     }
@@ -348,11 +356,6 @@ class PixelLLMModel(models.BaseModel):
     if return_intermediates:
       return scores, {'decoder': {'token_scores': (token_scores,)}}
     return scores
-
-  def _log_likelihood(
-      self, text: network.TextOutputs, text_tokens: Array
-  ) -> Float[Array, 'B N']:
-    return jnp.sum(_token_scores(text.logits, text_tokens), axis=-1)
 
 
 def _token_scores(

@@ -115,6 +115,8 @@ def accumulate_grads_microbatched(
   if num_microbatches is None or num_microbatches <= 1:
     return slice_grads(batch, dropout_rng, mutables)
 
+  if hasattr(model, 'prepare_batch'):
+    batch = model.prepare_batch(batch)
   size = _split_batch(batch, num_microbatches)
 
   def step(carry, index):

@@ -107,8 +107,23 @@ class BaseModel(abc.ABC):
     Returns:
       (the loss to differentiate, metrics by name). With microbatches the
       gradients of all slices are added, so that the loss must be a sum over
-      examples, or divided by something that no slice changes.
+      examples, or divided by something that no slice changes: see
+      `prepare_batch`.
     """
+
+  def prepare_batch(self, batch: Batch) -> Batch:
+    """Adds what a loss needs to know of the whole batch, such as its count.
+
+    The trainer calls it before it cuts a batch into microbatches, so that a
+    mean over the batch stays one. Ours; upstream's trainer does not call it.
+
+    Args:
+      batch: arrays [B, ...] by feature, the whole global batch.
+
+    Returns:
+      The batch, with further arrays [B, ...] as the model likes.
+    """
+    return batch
 
   def eval_fn(
       self, params: Any, batch: Batch, *flax_mutables: Any

@@ -17,7 +17,7 @@ import jax
 
 from t5x import metrics as metrics_lib
 
-METRICS_FILE = 'metrics.jsonl'
+METRICS_FILE_SUFFIX = '-metrics.jsonl'
 
 
 def _block_until_done(tree: Any) -> None:
@@ -64,8 +64,9 @@ class _DurationTimer:
 class MetricsManager:
   """Writes the metrics of one kind (training, or one evaluation task).
 
-  Host 0 writes TensorBoard events and `metrics.jsonl`; all hosts compute
-  the values. A remote directory (`gs://…`) gets no `metrics.jsonl`, as such
+  Host 0 writes TensorBoard events into `<summary_dir>/<name>/` and JSON lines
+  to `<summary_dir>/<name>-metrics.jsonl`, as SeqIO names its own; all hosts
+  compute the values. A remote directory (`gs://…`) gets no JSON lines, as such
   stores cannot append.
 
   Attributes:
@@ -105,7 +106,7 @@ class MetricsManager:
     if self.summary_dir and '://' not in self.summary_dir:
       from t5x import json_lines_writer
 
-      path = os.path.join(self.summary_dir, METRICS_FILE)
+      path = self.summary_dir + METRICS_FILE_SUFFIX
       writers.append(json_lines_writer.JsonLinesWriter(path))
     return metric_writers.AsyncMultiWriter(writers)
 

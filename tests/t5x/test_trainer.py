@@ -161,7 +161,7 @@ def test_metrics_reach_tensorboard_and_json_lines(tmp_path, clock):
   trainer.close()
   lines = [
       json.loads(line)
-      for line in (tmp_path / 'train/metrics.jsonl').read_text().splitlines()
+      for line in (tmp_path / 'train-metrics.jsonl').read_text().splitlines()
   ]
   assert lines[0] == {'step': 0, 'timing/compilation_seconds': 1.0}
   assert lines[1]['timing/uptime'] > 0
@@ -173,7 +173,7 @@ def test_metrics_reach_tensorboard_and_json_lines(tmp_path, clock):
   assert event.step == 2
   value = tensor_util.make_ndarray(event.tensor_proto)
   assert float(value) == pytest.approx(lines[2]['loss'])
-  assert (tmp_path / 'training_eval/task/metrics.jsonl').exists()
+  assert (tmp_path / 'training_eval/task-metrics.jsonl').exists()
 
 
 def test_other_hosts_write_nothing(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """What a run left in its folder: configuration, metric lines, predictions.
 
-Metric files hold one JSON object a line, {"step": 10, "loss": 2.5, …}: ours are
-called `metrics.jsonl`, SeqIO's `<task>-metrics.jsonl`. Predictions files are
-those of `pixel_llm.evaluation.predictions`.
+Metric files hold one JSON object a line, {"step": 10, "loss": 2.5, …}, and are
+called `<task>-metrics.jsonl`, the trainer's and SeqIO's alike. Predictions
+files are those of `pixel_llm.evaluation.predictions`.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ import re
 from typing import Any
 
 _PREDICTIONS = re.compile(r'(?P<task>.+)-predictions-(?P<step>-?\d+)\.json')
-_METRICS = re.compile(r'((?P<task>.+)-)?metrics\.jsonl')
+_METRICS = re.compile(r'(?P<task>.+)-metrics\.jsonl')
 
 # Step and value, by metric.
 Curves = dict[str, list[tuple[int, float]]]
@@ -143,9 +143,8 @@ def load_run(folder: str) -> Run:
     if path.name == 'config.gin' and not config:
       config = path.read_text(encoding='utf-8')
     elif match := _METRICS.fullmatch(path.name):
-      task = match['task']
-      name = f'{group}/{task}' if task else group
-      curves[name.removeprefix('./')], new_notes = read_curves(path)
+      name = f'{group}/{match["task"]}'.removeprefix('./')
+      curves[name], new_notes = read_curves(path)
       notes += new_notes
     elif match := _PREDICTIONS.fullmatch(path.name):
       step = int(match['step'])
@@ -153,7 +152,7 @@ def load_run(folder: str) -> Run:
         newest[match['task']] = (step, path)
   if not curves and not newest:
     raise ValueError(
-        f'--model_dir={folder} holds no metrics.jsonl, no <task>-metrics.jsonl'
+        f'--model_dir={folder} holds no <task>-metrics.jsonl'
         ' and no <task>-predictions-<step>.json; is it the folder of a run?'
     )
   predictions = [

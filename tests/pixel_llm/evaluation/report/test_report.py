@@ -111,7 +111,7 @@ _TRACE_ROW = {
 def _run(tmp_path):
   folder = tmp_path / 'my_run'
   (folder / 'train').mkdir(parents=True)
-  (folder / 'train/metrics.jsonl').write_text(
+  (folder / 'train-metrics.jsonl').write_text(
       '{"step": 1, "loss": 2.0, "timing/seconds": 9}\n{"step": 2, "loss": 1}\n'
   )
   (folder / 'config.gin').write_text('LEARNING_RATE = 1e-3  # <low>\n')

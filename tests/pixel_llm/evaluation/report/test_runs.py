@@ -13,16 +13,16 @@ def _lines(path, *rows):
 
 
 def test_metrics_of_t5x_and_of_seqio_are_found(tmp_path):
-  _lines(tmp_path / 'train/metrics.jsonl', '{"step": 1, "loss": 2}')
+  _lines(tmp_path / 'train-metrics.jsonl', '{"step": 1, "loss": 2}')
   _lines(
-      tmp_path / 'training_eval/refseg/metrics.jsonl', '{"step": 1, "loss": 3}'
+      tmp_path / 'training_eval/refseg-metrics.jsonl', '{"step": 1, "loss": 3}'
   )
   _lines(
       tmp_path / 'inference_eval/refseg-metrics.jsonl',
       '{"step": 1, "mask_cIoU": 0.5, "text": "no number", "ok": true}',
   )
   _lines(tmp_path / 'inference_eval/refseg-000001.jsonl', '{"input": {}}')
-  _lines(tmp_path / 'checkpoint_1/metrics.jsonl', '{"step": 1, "x": 1}')
+  _lines(tmp_path / 'checkpoint_1/x-metrics.jsonl', '{"step": 1, "x": 1}')
   run = runs.load_run(str(tmp_path))
   assert run.curves == {
       'train': {'loss': [(1, 2.0)]},
@@ -34,7 +34,7 @@ def test_metrics_of_t5x_and_of_seqio_are_found(tmp_path):
 
 
 def test_a_repeated_step_counts_as_it_was_written_last(tmp_path):
-  path = tmp_path / 'metrics.jsonl'
+  path = tmp_path / 'train-metrics.jsonl'
   _lines(
       path,
       *(
@@ -48,7 +48,7 @@ def test_a_repeated_step_counts_as_it_was_written_last(tmp_path):
 
 
 def test_cut_off_lines_and_numbers_that_are_not_finite_are_told(tmp_path):
-  path = tmp_path / 'metrics.jsonl'
+  path = tmp_path / 'train-metrics.jsonl'
   _lines(path, '{"step": 1, "x": NaN, "y": 2}', '', '[1]', '{"step": 2, "x')
   curves, notes = runs.read_curves(path)
   assert curves == {'y': [(1, 2.0)]}

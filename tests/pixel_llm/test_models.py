@@ -1,0 +1,176 @@
+"""The T5X model: losses equal the original's, whatever the batch is cut into."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pixel_llm import generation
+from pixel_llm import models
+from pixel_llm.golden import case as case_lib
+from pixel_llm.golden.runners import whole_model
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+
+
+def golden_model(name: str, decoder=None):
+  """A model, its parameters and the product's batch of a golden case."""
+  case = case_lib.load_case(GOLDEN, name)
+  model = models.PixelLLMModel(
+      whole_model.build_network(case.settings),
+      optimizer_def=None,
+      decoder=decoder,
+  )
+  arrays = case.inputs
+  prompt_mask = arrays['labels'] > 0
+  weights = prompt_mask.astype(np.float32)
+  shape = arrays['text_tokens'].shape
+  batch = {
+      'image': arrays['inputs'],
+      'image_hw': np.array([[112, 84], [70, 112]], np.int32),
+      'prompt_boxes': arrays['prompt_boxes'],
+      'context_tokens': arrays['context_tokens'],
+      'text_tokens': arrays['text_tokens'],
+      'boxes': arrays.get('boxes', np.zeros((*shape[:2], 4), np.float32)),
+      'points': arrays.get('points', np.zeros((*shape, 2, 2), np.float32)),
+      'prompt_mask': prompt_mask,
+      'caption_weights': weights * arrays['cap_loss_valid_mask'][:, None],
+      'point_weights': weights * arrays['point_loss_valid_mask'][:, None],
+  }
+  if 'masks' in arrays:
+    batch['masks'] = (arrays['masks'][..., 0] > 0).astype(np.uint8)
+    batch['mask_weights'] = weights
+  return case, model, batch
+
+
+@pytest.fixture(scope='module')
+def refseg():
+  return golden_model('model_refseg_t5')
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize('name', ['model_trace_t5', 'model_refseg_t5'])
+def test_the_loss_of_a_task_pure_batch_equals_the_original(name):
+  case, model, batch = golden_model(name)
+  loss, metrics = jax.jit(model.loss_fn, static_argnums=2)(
+      case.params, batch, None
+  )
+  np.testing.assert_allclose(
+      loss, case.expected['out/loss/total_loss'], rtol=1e-4
+  )
+  np.testing.assert_allclose(
+      metrics['point_loss'].total,
+      case.expected['out/loss/point_loss'],
+      rtol=1e-4,
+  )
+
+
+def test_slices_of_a_prepared_batch_sum_to_the_whole(refseg):
+  case, model, batch = refseg
+  loss_fn = jax.jit(model.loss_fn, static_argnums=2)
+  whole, _ = loss_fn(case.params, batch, None)
+  prepared = model.prepare_batch(batch)
+  parts = [
+      loss_fn(
+          case.params,
+          jax.tree.map(lambda x, i=i: x[i : i + 1], prepared),
+          None,
+      )[0]
+      for i in range(2)
+  ]
+  np.testing.assert_allclose(sum(parts), whole, rtol=1e-5)
+
+
+def test_padding_prompts_move_neither_loss_nor_predictions(refseg):
+  case, model, batch = refseg
+  rng = np.random.default_rng(0)
+  padded = {}
+  for name, value in batch.items():
+    if name in ('image', 'image_hw'):
+      padded[name] = value
+      continue
+    pad = np.zeros_like(value[:, :2])
+    if name in ('text_tokens', 'context_tokens'):
+      # Whatever an unused slot holds, it must not count.
+      pad = rng.integers(2, 90, pad.shape).astype(np.int32)
+    padded[name] = np.concatenate([value, pad], axis=1)
+  loss_fn = jax.jit(model.loss_fn, static_argnums=2)
+  plain, _ = loss_fn(case.params, batch, None)
+  more, _ = loss_fn(case.params, padded, None)
+  np.testing.assert_allclose(more, plain, rtol=1e-5)
+  predict = jax.jit(model.predict_batch_with_aux)
+  tokens, aux = predict(case.params, batch)
+  more_tokens, more_aux = predict(case.params, padded)
+  np.testing.assert_array_equal(more_tokens[:, :3], tokens)
+  for name, value in aux.items():
+    np.testing.assert_allclose(
+        more_aux[name][:, :3], value, rtol=1e-4, atol=1e-3, err_msg=name
+    )
+
+
+def test_a_text_without_an_end_token_has_no_box(refseg):
+  case, model, batch = refseg
+  _, aux = jax.jit(model.predict_batch_with_aux)(case.params, batch)
+  has_end = (batch['text_tokens'] == 1).any(-1)
+  assert has_end.any() and not has_end.all()
+  np.testing.assert_array_equal(aux['box_mask'], has_end)
+
+
+def test_scores_are_log_likelihoods_of_the_given_text(refseg):
+  case, model, batch = refseg
+  scores, intermediates = jax.jit(
+      lambda p, b: model.score_batch(p, b, return_intermediates=True)
+  )(case.params, batch)
+  outputs = model.module.apply(
+      {'params': case.params},
+      *(jnp.asarray(batch[name]) for name in models.NETWORK_INPUTS),
+  )
+  log_probs = jax.nn.log_softmax(outputs.text.logits[1, 1])
+  tokens = batch['text_tokens'][1, 1]
+  by_hand = sum(
+      log_probs[t - 1, tokens[t]] for t in range(1, 12) if tokens[t] > 0
+  )
+  np.testing.assert_allclose(scores[1, 1], by_hand, rtol=1e-4)
+  (token_scores,) = intermediates['decoder']['token_scores']
+  np.testing.assert_allclose(token_scores.sum(-1), scores, rtol=1e-5)
+
+
+@pytest.mark.golden
+def test_decoded_predictions_equal_the_original():
+  case, model, batch = golden_model('model_refseg_t5', generation.Greedy())
+  tokens, aux = jax.jit(model.predict_batch_with_aux)(case.params, batch)
+  np.testing.assert_array_equal(
+      tokens, case.expected['out/greedy/final_text_tokens']
+  )
+  np.testing.assert_allclose(
+      aux['boxes'],
+      case.expected['out/greedy/final_detection_boxes'],
+      atol=1e-2,
+  )
+
+
+def test_a_missing_feature_is_named(refseg):
+  _, model, batch = refseg
+  shapes = {k: v.shape for k, v in batch.items() if k != 'context_tokens'}
+  with pytest.raises(ValueError, match="lacks \\['context_tokens'\\]"):
+    model.get_initial_variables(jax.random.key(0), shapes)
+
+
+def test_initial_parameters_all_have_logical_axes(refseg):
+  case, model, batch = refseg
+  variables = jax.eval_shape(
+      lambda: model.get_initial_variables(
+          jax.random.PRNGKey(0), {k: v.shape for k, v in batch.items()}
+      )
+  )
+  shapes = jax.tree.map(jnp.shape, case.params)
+  assert jax.tree.map(lambda x: x.shape, variables['params']) == shapes
+  assert jax.tree.structure(
+      jax.tree.map(lambda _: 0, variables['params'])
+  ).num_leaves == len(
+      jax.tree.leaves(
+          variables['params_axes'], is_leaf=lambda x: hasattr(x, 'names')
+      )
+  )
