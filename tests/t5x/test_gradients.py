@@ -41,6 +41,40 @@ def test_microbatches_equal_the_whole_batch(num_microbatches, frozen):
   )
 
 
+class MeanRegression(tiny_regression.Regression):
+  """A weighted mean, whose normaliser only the whole batch can tell."""
+
+  def prepare_batch(self, batch):
+    total = jnp.sum(batch['weight'])
+    return {**batch, 'total': jnp.full_like(batch['weight'], total)}
+
+  def loss_fn(self, params, batch, dropout_rng):
+    if 'total' not in batch:
+      batch = self.prepare_batch(batch)
+    _, metrics = super().loss_fn(params, batch, dropout_rng)
+    outputs, _ = self.predict_batch_with_aux(params, batch)
+    errors = jnp.square(outputs - batch['y']) * batch['weight']
+    return jnp.sum(errors) / batch['total'][0], metrics
+
+
+@pytest.mark.parametrize('num_microbatches', [2, 4])
+def test_a_mean_over_the_batch_survives_microbatches(num_microbatches):
+  model = MeanRegression(tiny_regression.optimizer(False))
+  state = tiny_regression.state(model)
+  (batch,) = tiny_regression.batches(1)
+  weight = np.linspace(0, 1, batch['y'].shape[0], dtype=np.float32)
+  grads = [
+      trainer_lib.accumulate_grads_microbatched(
+          model, state, {**batch, 'weight': weight}, None, count
+      )[0]
+      for count in (1, num_microbatches)
+  ]
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+      *grads,
+  )
+
+
 def test_no_microbatches_is_the_whole_batch():
   whole, _ = _grads(1)
   none, _ = _grads(None)
