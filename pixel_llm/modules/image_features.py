@@ -41,9 +41,9 @@ def normalize_images(
   Returns:
     The normalised images in float32.
   """
-  mean = jnp.asarray(mean, jnp.float32)[None, None, None]
-  std = jnp.asarray(std, jnp.float32)[None, None, None]
-  images = (images.astype(jnp.float32) - mean) / std
+  images = images.astype(jnp.float32)
+  images -= jnp.asarray(mean, jnp.float32)[None, None, None]
+  images /= jnp.asarray(std, jnp.float32)[None, None, None]
   if valid_mask is not None:
     images *= valid_mask.astype(jnp.float32)[..., None]
   if size is None or tuple(size) == images.shape[1:3]:

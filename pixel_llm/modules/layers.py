@@ -13,6 +13,7 @@ from typing import Any
 
 from flax import linen as nn
 from flax.linen import partitioning
+from flax.linen import spmd
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -47,7 +48,7 @@ def param(
 
 def constrain(x: Array, *logical_axes: str) -> Array:
   """Names the axes of an activation for the partitioner; harmless without."""
-  return partitioning.with_sharding_constraint(x, logical_axes)
+  return spmd.with_logical_constraint(x, logical_axes)
 
 
 def align_last(vector: Array, ndim: int) -> Array:

@@ -14,12 +14,12 @@ from pixel_llm import geometry
 from pixel_llm.golden import case as golden_case
 from pixel_llm.modules import image_features
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, geometry.AnyArray]
 
 
 def _grids(expected: Mapping[str, np.ndarray]) -> Arrays:
   """Grids by names such as `3_offset` (cell centres), `3_edge` and `thick2`."""
-  outputs = {}
+  outputs: Arrays = {}
   for name, array in expected.items():
     if not name.startswith(('out/solid_grid/', 'out/donut_grid/')):
       continue
@@ -45,7 +45,7 @@ def _boxes_and_points(case: golden_case.Case) -> Arrays:
       inputs[k] for k in ('boxes', 'points', 'image_shape')
   )
   num_grid_points = case.expected['out/boxes_to_points'].shape[-2]
-  outputs = {
+  outputs: Arrays = {
       'out/boxes_to_points': geometry.boxes_to_points(
           boxes, round(num_grid_points**0.5)
       ),
@@ -96,7 +96,7 @@ def _images(case: golden_case.Case) -> Arrays:
   full_hw = jnp.broadcast_to(
       jnp.asarray(images.shape[1:3]), (images.shape[0], 2)
   )
-  outputs = {
+  outputs: Arrays = {
       'out/image_shape_from_mask': geometry.image_hw_from_mask(mask),
       'out/image_shape_no_mask': geometry.image_hw_from_mask(
           geometry.valid_mask(full_hw, *images.shape[1:3])
@@ -125,13 +125,13 @@ def _fusion(case: golden_case.Case) -> Arrays:
     outputs[f'out/concat_{name}'] = image_features.fuse_feature_maps(
         expression, maps
     )
-    outputs[f'out/image_size_{name}'] = image_features.fused_size(
-        expression, sizes
+    outputs[f'out/image_size_{name}'] = np.asarray(
+        image_features.fused_size(expression, sizes)
     )
   return outputs
 
 
-def run_utils(case: golden_case.Case) -> Arrays:
+def run_utils(case: golden_case.Case) -> dict[str, np.ndarray]:
   """Computes every array of the `utils` case."""
   outputs = (
       _grids(case.expected)

@@ -33,25 +33,41 @@ def small_adapter(**fields):
   return mask_adapter.MaskAdapter(**(defaults | fields))
 
 
-def test_a_new_adapter_changes_nothing(inputs):
-  corrected, _ = small_adapter().init_with_output(jax.random.key(1), *inputs)
+def test_a_closed_gate_changes_nothing(inputs, random_params):
+  params = random_params(small_adapter(), *inputs)
+  params['alpha_output.weight'] *= 0
+  corrected = jax.jit(small_adapter().apply)({'params': params}, *inputs)
   np.testing.assert_array_equal(corrected, inputs[0])
 
 
-def test_without_the_gate_it_has_no_alpha_and_corrects_at_once(inputs):
-  corrected, variables = small_adapter(gating=False).init_with_output(
-      jax.random.key(1), *inputs
-  )
-  assert 'alpha_output.weight' not in variables['params']
+def test_a_new_gate_is_closed(inputs):
+  # Compiled, all other parameters are left out.
+  alpha = jax.jit(
+      lambda key: small_adapter().init(key, *inputs)['params'][
+          'alpha_output.weight'
+      ]
+  )(jax.random.key(0))
+  np.testing.assert_array_equal(alpha, np.zeros((2, 16)))
+
+
+def test_without_the_gate_it_has_no_alpha_and_corrects_at_once(
+    inputs, random_params
+):
+  adapter = small_adapter(gating=False)
+  params = random_params(adapter, *inputs)
+  assert 'alpha_output.weight' not in params
+  corrected = jax.jit(adapter.apply)({'params': params}, *inputs)
   assert not np.allclose(corrected, inputs[0])
 
 
-def test_without_input_projection_there_are_no_projections(inputs):
+def test_without_input_projection_there_are_no_projections(
+    inputs, random_params
+):
   sparse, _, _ = inputs
-  variables = small_adapter(input_projection=False).init(
-      jax.random.key(1), sparse, sparse, sparse
+  params = random_params(
+      small_adapter(input_projection=False), sparse, sparse, sparse
   )
-  assert not [k for k in variables['params'] if 'projection' in k]
+  assert not [k for k in params if 'projection' in k]
 
 
 def test_other_embeddings_are_refused(inputs):

@@ -23,7 +23,7 @@ def test_matches_the_golden_figures(name):
   assert [r for r in compare_case(outputs, case.expected) if not r.passed] == []
 
 
-def test_a_prompt_is_read_alone():
+def test_a_prompt_is_read_alone(random_params):
   adapter = prompt_adapter.PromptAdapter(
       depth=1, transformer_dim=16, num_outputs=3, output_dim=5, mlp_dim=8
   )
@@ -32,9 +32,7 @@ def test_a_prompt_is_read_alone():
   image_pe = jax.random.normal(keys[1], (3, 4, 6))
   sparse = jax.random.normal(keys[2], (2, 3, 2, 6))
   dense = jax.random.normal(keys[3], (6,))
-  variables = jax.jit(adapter.init)(
-      jax.random.key(1), image, image_pe, sparse, dense
-  )
+  variables = {'params': random_params(adapter, image, image_pe, sparse, dense)}
   together = jax.jit(adapter.apply)(variables, image, image_pe, sparse, dense)
   alone = jax.jit(adapter.apply)(
       variables, image[1:], image_pe, sparse[1:, 2:], dense

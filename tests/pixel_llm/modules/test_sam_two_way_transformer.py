@@ -34,12 +34,13 @@ def make_inputs():
   return tokens, image, image_pe
 
 
-def test_a_shared_image_equals_a_repeated_one(inputs):
+def test_a_shared_image_equals_a_repeated_one(inputs, random_params):
   tokens, image, image_pe = inputs
   transformer = small_transformer()
-  variables = transformer.init(jax.random.key(1), *inputs)
-  shared = transformer.apply(variables, *inputs)
-  repeated = transformer.apply(
+  variables = {'params': random_params(transformer, *inputs)}
+  apply = jax.jit(transformer.apply)
+  shared = apply(variables, *inputs)
+  repeated = apply(
       variables,
       tokens,
       jnp.repeat(image, 3, axis=1),
@@ -50,13 +51,14 @@ def test_a_shared_image_equals_a_repeated_one(inputs):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_token_order_moves_with_the_tokens(inputs):
+def test_token_order_moves_with_the_tokens(inputs, random_params):
   tokens, image, image_pe = inputs
   transformer = small_transformer()
-  variables = transformer.init(jax.random.key(1), *inputs)
+  variables = {'params': random_params(transformer, *inputs)}
+  apply = jax.jit(transformer.apply)
   order = np.array([2, 0, 3, 1])
-  out_tokens, out_image = transformer.apply(variables, *inputs)
-  moved_tokens, moved_image = transformer.apply(
+  out_tokens, out_image = apply(variables, *inputs)
+  moved_tokens, moved_image = apply(
       variables, tokens[:, :, order], image, image_pe
   )
   np.testing.assert_allclose(moved_tokens, out_tokens[:, :, order], atol=1e-5)
