@@ -48,6 +48,7 @@ class StepFn(Protocol):
     Returns:
       Logits of the token at `index + 1`, and the cache for that step.
     """
+    ...
 
 
 def module_step(
@@ -67,7 +68,10 @@ def module_step(
   """
 
   def step(cache, sequences, index):
-    return module.apply(variables, cache, sequences, index, method=method)
+    scored: Any = module.apply(
+        variables, cache, sequences, index, method=method
+    )
+    return scored
 
   return step
 

@@ -122,7 +122,7 @@ def merge(params: Mapping[str, Any], scale: float) -> dict[str, Any]:
   Raises:
     ValueError: if an adapter lacks its kernel or its other half.
   """
-  flat = traverse_util.flatten_dict(params)
+  flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
   merged = {k: v for k, v in flat.items() if k[-1] not in (LEFT, RIGHT)}
   parents = {k[:-1] for k in flat if k[-1] in (LEFT, RIGHT)}
   for parent in parents:

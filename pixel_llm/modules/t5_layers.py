@@ -11,7 +11,6 @@ from typing import Any
 
 from flax import linen as nn
 from flax import struct
-from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -187,7 +186,7 @@ class Attention(nn.Module):
 
 def _constrain(x):
   """Names the axes of projected heads for the partitioner."""
-  return partitioning.with_sharding_constraint(
+  return nn.with_logical_constraint(
       x, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.KV)
   )
 

@@ -7,7 +7,6 @@ RefA: T5 (arXiv 1910.10683); RefB: google-research/t5x
 from typing import Any
 
 from flax import linen as nn
-from flax.linen import partitioning
 import jax
 from jax import lax
 from jax import random
@@ -128,7 +127,7 @@ class MultiHeadDotProductAttention(nn.Module):
         dtype=self.dtype,
         name=name,
     )(inputs)
-    return partitioning.with_sharding_constraint(
+    return nn.with_logical_constraint(
         projected, ('batch', 'length', 'heads', 'kv')
     )
 

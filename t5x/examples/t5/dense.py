@@ -136,9 +136,7 @@ class MlpBlock(nn.Module):
     hidden = nn.Dropout(
         rate=self.intermediate_dropout_rate, broadcast_dims=(-2,)
     )(hidden, deterministic=deterministic)
-    hidden = partitioning.with_sharding_constraint(
-        hidden, ('batch', 'length', 'mlp')
-    )
+    hidden = nn.with_logical_constraint(hidden, ('batch', 'length', 'mlp'))
     return DenseGeneral(
         inputs.shape[-1],
         dtype=self.dtype,

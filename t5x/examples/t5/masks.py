@@ -120,11 +120,10 @@ def make_decoder_mask(
     )
     visible = jnp.logical_or(visible, prefix)
   real = decoder_target_tokens > 0
-  masks = [visible, make_attention_mask(real, real, dtype=dtype)]
+  mask = jnp.logical_and(visible, make_attention_mask(real, real, dtype=dtype))
   if decoder_segment_ids is not None:
-    masks.append(
-        make_attention_mask(
-            decoder_segment_ids, decoder_segment_ids, jnp.equal, dtype=dtype
-        )
+    same = make_attention_mask(
+        decoder_segment_ids, decoder_segment_ids, jnp.equal, dtype=dtype
     )
-  return combine_masks(*masks, dtype=dtype)
+    mask = jnp.logical_and(mask, same)
+  return mask.astype(dtype)
