@@ -11,6 +11,7 @@ from typing import Any
 
 from flax import linen as nn
 from flax import struct
+from flax.linen import spmd
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -186,7 +187,7 @@ class Attention(nn.Module):
 
 def _constrain(x):
   """Names the axes of projected heads for the partitioner."""
-  return nn.with_logical_constraint(
+  return spmd.with_logical_constraint(
       x, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.KV)
   )
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
+from flax.linen import spmd
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -93,7 +94,7 @@ class T5TextHead(nn.Module):
       context = self.t5_module.token_embedder(context_tokens)
       x = jnp.concatenate([x, context.astype(cfg.dtype)], axis=1)
       mask = jnp.concatenate([mask, context_tokens > 0], axis=1)
-    x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, axes.EMBED))
+    x = spmd.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, axes.EMBED))
     features = self.t5_module.encoder(x, mask, deterministic)
     return EncodedPrompt(features=features, mask=mask)
 

@@ -7,6 +7,7 @@ RefA: T5 (arXiv 1910.10683); RefB: google-research/t5x
 from typing import Any
 
 from flax import linen as nn
+from flax.linen import spmd
 import jax
 from jax import lax
 from jax import random
@@ -127,7 +128,7 @@ class MultiHeadDotProductAttention(nn.Module):
         dtype=self.dtype,
         name=name,
     )(inputs)
-    return nn.with_logical_constraint(
+    return spmd.with_logical_constraint(
         projected, ('batch', 'length', 'heads', 'kv')
     )
 

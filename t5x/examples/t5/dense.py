@@ -14,6 +14,7 @@ from typing import Any
 
 from flax import linen as nn
 from flax.linen import partitioning
+from flax.linen import spmd
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -136,7 +137,7 @@ class MlpBlock(nn.Module):
     hidden = nn.Dropout(
         rate=self.intermediate_dropout_rate, broadcast_dims=(-2,)
     )(hidden, deterministic=deterministic)
-    hidden = nn.with_logical_constraint(hidden, ('batch', 'length', 'mlp'))
+    hidden = spmd.with_logical_constraint(hidden, ('batch', 'length', 'mlp'))
     return DenseGeneral(
         inputs.shape[-1],
         dtype=self.dtype,
