@@ -160,24 +160,29 @@ class OrbaxCheckpointManagerInterface:
       policies.append(policy_lib.LatestN(keep))
     if force_keep_period:
       policies.append(policy_lib.EveryNSteps(force_keep_period))
+    options = ocp.CheckpointManagerOptions(
+        save_interval_steps=0 if read_only else period or 1,
+        save_on_steps=tuple(checkpoint_steps or ()),
+        preservation_policy=policy_lib.AnyPreservationPolicy(policies),
+        step_prefix=checkpoint_dirs.get_checkpoint_prefix().rstrip('_'),
+        create=not read_only,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+    )
     self._manager = ocp.CheckpointManager(
         self._directory,
-        options=ocp.CheckpointManagerOptions(
-            save_interval_steps=0 if read_only else period or 1,
-            save_on_steps=tuple(checkpoint_steps or ()),
-            max_to_keep=keep,
-            keep_period=force_keep_period,
-            preservation_policy=policy_lib.AnyPreservationPolicy(policies),
-            step_prefix=checkpoint_dirs.get_checkpoint_prefix().rstrip('_'),
-            create=not read_only,
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-        ),
+        options=options,
         item_handlers={
             STATE_ITEM: ocp.PyTreeCheckpointHandler(),
             DATASET_ITEM: DatasetCheckpointHandler(),
         },
     )
+    # The policy decides. Orbax refuses these beside one, yet readers of the
+    # options expect them.
+    options.max_to_keep = keep
+    options.keep_period = force_keep_period
+    options.best_mode = metric_mode
+    options.keep_checkpoints_without_metrics = keep_checkpoints_without_metrics
 
   def all_steps(self) -> list[int]:
     """Returns the steps that are saved or being saved, ascending."""

@@ -6,6 +6,7 @@ never makes the loop wait for the device.
 
 from collections.abc import Mapping
 import concurrent.futures
+import os
 import sys
 import time
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ class Progress:
   """Shows step, loss, examples a second and time left on process 0."""
 
   def __init__(self, start_step: int, total_steps: int, batch_size: int):
-    """Starts the clock.
+    """Opens the bar on a terminal.
 
     Args:
       start_step: the step the run starts or resumes at.
@@ -51,9 +52,13 @@ class Progress:
           total=total_steps,
           initial=start_step,
           unit='step',
-          dynamic_ncols=True,
           file=sys.stderr,
+          **_bar_size(),
       )
+
+  def start(self) -> None:
+    """Starts the clock: what came before (compilation) is no training."""
+    self._start_time = time.monotonic()
 
   def advance(self, step: int, summary: SummaryFuture) -> None:
     """Shows that `step` is reached as soon as its summary is there."""
@@ -91,6 +96,13 @@ class Progress:
           rate,
           format_seconds(left),
       )
+
+
+def _bar_size() -> dict[str, Any]:
+  """Follows the terminal's size; some containers report one of 0 x 0."""
+  if os.get_terminal_size(sys.stderr.fileno()).lines:
+    return {'dynamic_ncols': True}
+  return {'ncols': 80, 'nrows': 24}
 
 
 def loss_of(summary: Mapping[str, Any]) -> float | None:

@@ -65,7 +65,7 @@ _INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
 _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # Libraries whose INFO lines tell a user nothing.
-_CHATTY = ('/orbax/', '/gin/', '/jax/', '/functional_saver.py')
+_CHATTY = ('/orbax/', '/jax/', '/functional_saver.py')
 
 # Raised for what a user can mend; anything else keeps its traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, NameError)
@@ -141,7 +141,7 @@ def _main() -> None:
 
 def _set_verbosity() -> None:
   """Log lines where nobody watches; on a terminal the bar is enough."""
-  if flags.FLAGS['verbosity'].using_default_value:
+  if not flags.FLAGS['verbosity'].present:
     quiet = sys.stderr.isatty()
     logging.set_verbosity(logging.WARNING if quiet else logging.INFO)
     logging.get_absl_handler().python_handler.addFilter(_is_worth_a_line)
@@ -149,6 +149,9 @@ def _set_verbosity() -> None:
 
 def _is_worth_a_line(record: Any) -> bool:
   """Hides what some libraries tell of their inner life."""
+  # gin calls each search path that does not hold the file an error.
+  if record.pathname.endswith('/gin/resource_reader.py'):
+    return False
   return record.levelname != 'INFO' or not any(
       part in record.pathname for part in _CHATTY
   )

@@ -52,6 +52,7 @@ class UnitLoop:
       trainer.PreemptionError: after the state has been saved.
     """
     step = self.plan.first
+    self.progress.start()
     try:
       for unit_end in self.plan.unit_ends():
         step, stop = self._train_unit(step, unit_end)
@@ -78,8 +79,10 @@ class UnitLoop:
     """Starts saving the trainer's state, unless its step is saved."""
     if self.manager is None:
       return
+    # A killed run goes on after its last checkpoint: what came before must be
+    # on disk. This waits for the steps, so the clock of the save starts after.
     curves = self.trainer.train_metrics_manager
-    # The clock of a save should not run while steps do.
+    curves.flush()
     step = int(multihost.get_local_data(self.trainer.train_state.step))
     start = time.time()
     saved = self.manager.save(

@@ -12,7 +12,7 @@ import tensorflow as tf
 from t5x import models
 
 NUM_EXAMPLES = {'train': 40, 'validation': 10}
-LENGTHS = {'x': (4,), 'image': (2, 2, 3), 'tokens': 6, 'flag': ()}
+LENGTHS = {'x': (4,), 'image': (2, 2, 3), 'tokens': 6, 'flag': (1,)}
 
 
 def feature_lengths(tokens=6):
@@ -29,7 +29,7 @@ def _examples(split, shuffle_files, seed=None):
           'x': x,
           'image': rng.integers(0, 255, (count, 2, 2, 3)).astype(np.uint8),
           'tokens': rng.integers(1, 9, (count, 6)).astype(np.int32),
-          'flag': x[:, 0] > 0,
+          'flag': x[:, :1] > 0,
       }
   )
 
@@ -72,7 +72,7 @@ OUTPUT_FEATURES = {
     'x': _feature(tf.float32, 1),
     'image': _feature(tf.uint8, 3),
     'tokens': _feature(tf.int32, 1),
-    'flag': _feature(tf.bool, 0),
+    'flag': _feature(tf.bool, 1),
 }
 
 for _name, _extra in (('tiny_task', [_jitter]), ('tiny_plain_task', [])):
@@ -177,7 +177,7 @@ class TinyModel(models.BaseModel):
 
   def loss_fn(self, params, batch, dropout_rng):
     logits = self._logits(params, batch, dropout_rng)
-    sign = jnp.where(batch['flag'], 1.0, -1.0)
+    sign = jnp.where(batch['flag'][:, 0], 1.0, -1.0)
     loss = jnp.mean(jax.nn.softplus(-sign * logits))
     return loss, {'loss': clu_metrics.Average.from_model_output(loss)}
 
