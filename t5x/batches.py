@@ -194,9 +194,9 @@ class TrainIterator(dataset_iterator.PeekableDatasetIterator):
         self._ahead = serialization.msgpack_restore(file.read_bytes())
 
   def _look(self) -> Mapping[str, np.ndarray]:
-    if self._ahead is None:
-      self._ahead = next(self._it)
-    return self._ahead
+    ahead = next(self._it) if self._ahead is None else self._ahead
+    self._ahead = ahead
+    return ahead
 
 
 def _ahead_file(filename: epath.Path) -> epath.Path:

@@ -17,7 +17,7 @@ from t5x.checkpoint_dirs import get_checkpoint_dir
 from t5x.checkpoint_dirs import get_checkpoint_prefix
 from t5x.checkpoint_dirs import get_step_from_checkpoint_dir
 from t5x.checkpoint_dirs import latest_step
-from t5x.orbax_manager import DatasetCheckpointHandler
+from t5x.dataset_item import DatasetCheckpointHandler
 from t5x.orbax_manager import OrbaxCheckpointManagerInterface
 
 __all__ = (

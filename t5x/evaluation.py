@@ -1,6 +1,6 @@
 """Inference evaluation: decode, postprocess and score SeqIO tasks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -63,12 +63,12 @@ class InferenceEvaluator:
     self._model_fns = None
 
   @property
-  def model_feature_shapes(self) -> dict[str, tuple[int, ...]]:
+  def model_feature_shapes(self) -> Mapping[str, tuple[int, ...]]:
     """Shape of each model feature of an example."""
     return self._evaluator.model_feature_shapes
 
   @property
-  def eval_tasks(self) -> list[seqio.Task]:
+  def eval_tasks(self) -> Sequence[seqio.Task]:
     """The tasks that have the split and metrics."""
     return self._evaluator.eval_tasks
 

@@ -79,14 +79,14 @@ def get_infer_fn(
   return infer
 
 
-def _batches(
-    dataset: tf.data.Dataset, layout: Any
-) -> Iterator[tuple[np.ndarray, Mapping[str, np.ndarray]]]:
+def _batches(dataset: tf.data.Dataset, layout: Any) -> Iterator[Any]:
   """Yields this shard's batches; padding repeats an example as index −1."""
   size = layout.batch_size // layout.num_shards
   filler = dataset.take(1).map(lambda _, x: (tf.constant(-1, tf.int64), x))
   # Every shard needs the same number of full batches.
-  count = int(dataset.reduce(np.int64(0), lambda n, _: n + 1))
+  count = int(dataset.cardinality())
+  if count < 0:
+    count = int(dataset.reduce(np.int64(0), lambda n, _: n + 1))
   missing = -count % layout.batch_size
   padded = dataset.concatenate(filler.repeat(missing))
   sharded = padded.shard(layout.num_shards, layout.shard_id)

@@ -9,6 +9,7 @@ import jax
 
 from t5x import checkpoint_config
 from t5x import restoring
+from t5x import stored_state
 from t5x import train_state as train_state_lib
 
 
@@ -59,8 +60,11 @@ class TrainStateInitializer:
     # A scanned stack needs its parameters' axes at the scan itself.
     model = getattr(init_fn, '__self__', None)
     module = getattr(model, 'module', None)
-    if getattr(module, 'scan_layers', False) and hasattr(
-        module, 'spmd_annotations'
+    if (
+        model is not None
+        and module is not None
+        and getattr(module, 'scan_layers', False)
+        and hasattr(module, 'spmd_annotations')
     ):
       model.module = module.clone(
           parent=None, spmd_annotations=self.train_state_axes.params
@@ -74,6 +78,41 @@ class TrainStateInitializer:
         in_axis_resources=None,
         out_axis_resources=self.train_state_axes,
     )(init_rng)
+
+  def get_fallback(
+      self,
+      restore_cfg: checkpoint_config.RestoreCheckpointConfig,
+      init_rng: jax.Array | None,
+  ) -> Callable[[Sequence[stored_state.Path]], Any] | None:
+    """Returns a function that makes some fresh leaves, None if none may be.
+
+    Only what is asked for is computed: a large model is never held twice.
+
+    Args:
+      restore_cfg: tells what may start fresh.
+      init_rng: as for `from_scratch`, which would give the same values.
+    """
+    if not restoring.may_start_fresh(restore_cfg, init_rng):
+      return None
+    axes = stored_state.flatten(self.train_state_axes.state_dict())
+
+    def fresh(paths: Sequence[stored_state.Path]) -> dict[Any, jax.Array]:
+      if not restore_cfg.fallback_to_scratch:
+        paths = [path for path in paths if path[0] != 'target']
+
+      def initialize(rng: jax.Array) -> list[jax.Array]:
+        state = self._initialize_train_state(rng).state_dict()
+        leaves = stored_state.flatten(state)
+        return [leaves[path] for path in paths]
+
+      values = self._partitioner.partition(
+          initialize,
+          in_axis_resources=None,
+          out_axis_resources=[axes.get(path) for path in paths],
+      )(init_rng)
+      return dict(zip(paths, values))
+
+    return fresh
 
   def from_checkpoints(
       self,
@@ -102,7 +141,7 @@ class TrainStateInitializer:
           ds_iter=ds_iter,
           model_dir=os.path.dirname(os.path.normpath(path)),
       )
-      fallback = restoring.get_fallback_state(cfg, self.from_scratch, init_rng)
+      fallback = self.get_fallback(cfg, init_rng)
       yield restoring.restore(manager, path, cfg, fallback), path
       manager.close()
 
@@ -187,10 +226,8 @@ def create_checkpoint_manager_and_restore(
   )
   if not restore_path:
     return None, manager
-  fallback = restoring.get_fallback_state(
-      restore_checkpoint_cfg,
-      train_state_initializer.from_scratch,
-      fallback_init_rng,
+  fallback = train_state_initializer.get_fallback(
+      restore_checkpoint_cfg, fallback_init_rng
   )
   state = restoring.restore(
       manager, restore_path, restore_checkpoint_cfg, fallback

@@ -116,7 +116,8 @@ def train(
   stopping.check_actions(actions, concurrent_metrics)
   start_state.check_checkpoint_cfg(checkpoint_cfg, use_orbax)
   save_cfg = checkpoint_cfg.save
-  saves = save_cfg is not None and save_cfg.is_on
+  if save_cfg is not None and not save_cfg.is_on:
+    save_cfg = None
 
   def plan_from(first_step: int, evaluates: bool) -> step_plan.StepPlan:
     return step_plan.StepPlan.create(
@@ -125,9 +126,9 @@ def train(
         relative_steps=relative_steps,
         stats_period=stats_period,
         eval_period=eval_period if evaluates else 0,
-        save_period=save_cfg.period if saves else 0,
+        save_period=save_cfg.period if save_cfg else 0,
         gc_period=gc_period,
-        checkpoint_steps=save_cfg.checkpoint_steps if saves else None,
+        checkpoint_steps=save_cfg.checkpoint_steps if save_cfg else None,
     )
 
   has_eval = bool(train_eval_dataset_cfg or infer_eval_dataset_cfg)
@@ -222,7 +223,7 @@ def train(
     del train_state
     closing.callback(trainer.close)
     manager = None
-    if saves:
+    if save_cfg:
       manager = restoring.create_orbax_checkpoint_manager(
           save_cfg=save_cfg,
           train_state=train_state_shape,

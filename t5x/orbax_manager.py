@@ -21,13 +21,13 @@ import orbax.checkpoint as ocp
 from t5x import best_checkpoints
 from t5x import checkpoint_dirs
 from t5x import checkpoint_utils
+from t5x import dataset_item
 from t5x import multihost
 from t5x import state_matching
 from t5x import stored_state
 
 STATE_ITEM = 'state'
 DATASET_ITEM = 'dataset'
-DATASET_PREFIX = 'train_ds'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,41 +45,6 @@ class ParameterInfo:
   shape: tuple[int, ...]
   dtype: Any
   mesh_axes: Any
-
-
-class DatasetCheckpointHandler(ocp.CheckpointHandler):
-  """Saves the state of this process's dataset iterator.
-
-  Blocking on purpose: a tf.data iterator moves on with the next batch.
-  """
-
-  def save(self, directory: epath.Path, args: 'DatasetSave') -> None:
-    """Writes the iterator's state into `directory`."""
-    if args.iterator is not None:
-      args.iterator.save(directory / args.filename)
-
-  def restore(self, directory: epath.Path, args: 'DatasetRestore') -> Any:
-    """Moves the iterator to where it stood."""
-    args.iterator.restore(directory / args.filename)
-    return args.iterator
-
-
-@ocp.args.register_with_handler(DatasetCheckpointHandler, for_save=True)
-@dataclasses.dataclass
-class DatasetSave(ocp.args.CheckpointArgs):
-  """The iterator to save, None where another process saves its shard."""
-
-  iterator: Any
-  filename: str
-
-
-@ocp.args.register_with_handler(DatasetCheckpointHandler, for_restore=True)
-@dataclasses.dataclass
-class DatasetRestore(ocp.args.CheckpointArgs):
-  """The iterator to restore."""
-
-  iterator: Any
-  filename: str
 
 
 class OrbaxCheckpointManagerInterface:
@@ -140,7 +105,7 @@ class OrbaxCheckpointManagerInterface:
         layout and layout.is_first_host_in_replica_set
     )
     self._dataset_filename = (
-        f'{DATASET_PREFIX}-{layout.shard_id:03d}-of-{layout.num_shards:03d}'
+        dataset_item.get_filename(layout.shard_id, layout.num_shards)
         if layout
         else ''
     )
@@ -174,7 +139,7 @@ class OrbaxCheckpointManagerInterface:
         options=options,
         item_handlers={
             STATE_ITEM: ocp.PyTreeCheckpointHandler(),
-            DATASET_ITEM: DatasetCheckpointHandler(),
+            DATASET_ITEM: dataset_item.DatasetCheckpointHandler(),
         },
     )
     # The policy decides. Orbax refuses these beside one, yet readers of the
@@ -231,7 +196,7 @@ class OrbaxCheckpointManagerInterface:
         STATE_ITEM: ocp.args.PyTreeSave(state_matching.nest(leaves)),
     }
     if self._dataset_iterator is not None:
-      items[DATASET_ITEM] = DatasetSave(
+      items[DATASET_ITEM] = dataset_item.DatasetSave(
           self._dataset_iterator if self._should_write_dataset_ckpt else None,
           self._dataset_filename,
       )
@@ -244,7 +209,7 @@ class OrbaxCheckpointManagerInterface:
   def restore(
       self,
       step: int | str | os.PathLike,
-      fallback_state: Mapping[str, Any] | None = None,
+      fallback_state: state_matching.Fallback | None = None,
       state_transformation_fns: Sequence[Any] = (),
       restore_dataset: bool = True,
   ) -> Any:
@@ -252,7 +217,8 @@ class OrbaxCheckpointManagerInterface:
 
     Args:
       step: a step of this run, or the path of a `checkpoint_<step>` directory.
-      fallback_state: a state dict for leaves that the checkpoint lacks.
+      fallback_state: a state dict for leaves that the checkpoint lacks, or a
+        function from their paths to their values.
       state_transformation_fns: `(stored, target) -> stored`, applied in order
         to the tree of stored arrays before anything is read.
       restore_dataset: whether the iterator given to the constructor moves to

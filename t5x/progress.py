@@ -22,6 +22,7 @@ class SummaryFuture(Protocol):
 
   def result(self) -> Mapping[str, Any]:
     """Waits for the metrics and returns them by name."""
+    ...
 
 
 class Progress:

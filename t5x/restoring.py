@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from t5x import checkpoint_config
 from t5x import checkpoint_dirs
+from t5x import state_matching
 
 _BEST_SETTINGS = (
     'metric_name_to_monitor',
@@ -79,8 +80,24 @@ def get_fallback_state(
     ValueError: if the rng is missing, or falling back without any
       transformation function, which is most likely a mistake.
   """
-  if not restore_cfg.fallback_to_scratch and restore_cfg.strict:
+  if not may_start_fresh(restore_cfg, init_rng):
     return None
+  state = dict(init_fn(init_rng).state_dict())
+  if not restore_cfg.fallback_to_scratch:
+    state.pop('target')
+  return state
+
+
+def may_start_fresh(
+    restore_cfg: RestoreCheckpointConfig, init_rng: jax.Array | None
+) -> bool:
+  """Tells whether anything that the checkpoint lacks may start fresh.
+
+  Raises:
+    ValueError: as `get_fallback_state`.
+  """
+  if not restore_cfg.fallback_to_scratch and restore_cfg.strict:
+    return False
   if restore_cfg.fallback_to_scratch and not (
       restore_cfg.state_transformation_fns
   ):
@@ -91,10 +108,7 @@ def get_fallback_state(
     )
   if init_rng is None:
     raise ValueError('Starting what is missing fresh needs an `init_rng`.')
-  state = dict(init_fn(init_rng).state_dict())
-  if not restore_cfg.fallback_to_scratch:
-    state.pop('target')
-  return state
+  return True
 
 
 def create_orbax_checkpoint_manager(
@@ -163,7 +177,7 @@ def restore(
     checkpoint_manager: Any,
     restore_path: str,
     restore_cfg: RestoreCheckpointConfig,
-    fallback_state: dict[str, Any] | None = None,
+    fallback_state: state_matching.Fallback | None = None,
 ) -> Any:
   """Restores one path through a manager, as its config says."""
   return checkpoint_manager.restore(
@@ -176,7 +190,7 @@ def restore(
 
 def resuming(
     cfg: RestoreCheckpointConfig | None,
-    save_cfg: checkpoint_config.SaveCheckpointConfig,
+    save_cfg: checkpoint_config.SaveCheckpointConfig | None,
     model_dir: str,
 ) -> RestoreCheckpointConfig:
   """Returns the config that goes on with the last checkpoint of `model_dir`.
@@ -186,9 +200,10 @@ def resuming(
 
   Args:
     cfg: the run's restore config, or None.
-    save_cfg: how the run saves.
+    save_cfg: how the run saves, or None.
     model_dir: the run's directory.
   """
+  save_cfg = save_cfg or checkpoint_config.SaveCheckpointConfig()
   fns = [
       functools.partial(fn, is_resuming=True)
       for fn in (cfg.state_transformation_fns if cfg else ())

@@ -1,12 +1,18 @@
 """Which stored array becomes which leaf of a train state, and errors if none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import difflib
 from typing import Any
 
 from flax import traverse_util
 
 from t5x import stored_state
+
+# A state dict, or a function from paths to fresh values.
+Fallback = (
+    Mapping[str, Any]
+    | Callable[[Sequence[stored_state.Path]], Mapping[stored_state.Path, Any]]
+)
 
 _SHOWN = 6
 
@@ -19,7 +25,7 @@ def nest(leaves: Mapping[stored_state.Path, Any]) -> dict[str, Any]:
 def match(
     stored: Mapping[str, Any],
     target: Mapping[str, Any],
-    fallback: Mapping[str, Any] | None,
+    fallback: Fallback | None,
     where: str,
 ) -> dict[stored_state.Path, Any]:
   """Finds a stored array, or a fallback, for every leaf of the target.
@@ -29,7 +35,8 @@ def match(
   Args:
     stored: the checkpoint's tree after the transformation functions.
     target: the state dict of the train state.
-    fallback: a state dict of fresh values, or None.
+    fallback: a state dict of fresh values, or a function from the missing
+      paths to (some of) their fresh values, or None.
     where: the checkpoint's path, for messages.
 
   Returns:
@@ -39,13 +46,20 @@ def match(
     ValueError: if leaves are missing or have other shapes; it names the first.
   """
   have = stored_state.flatten(stored)
-  fresh = stored_state.flatten(fallback or {})
   want = stored_state.flatten(target)
-  missing = [p for p in want if p not in have and p not in fresh]
+  missing = [path for path in want if path not in have]
+  fresh = {}
+  if missing and fallback is not None:
+    fresh = (
+        fallback(missing)
+        if callable(fallback)
+        else stored_state.flatten(fallback)
+    )
+    missing = [path for path in missing if path not in fresh]
   if missing:
     extra = [path for path in have if path not in want]
     raise ValueError(_missing_message(where, missing, extra))
-  leaves = {path: have.get(path, fresh.get(path)) for path in want}
+  leaves = {p: have[p] if p in have else fresh[p] for p in want}
   wrong = [
       f'{_name(path)}: checkpoint {tuple(leaf.shape)}, '
       f'model {tuple(want[path].shape)}'

@@ -77,7 +77,7 @@ class UnitLoop:
 
   def save(self) -> None:
     """Starts saving the trainer's state, unless its step is saved."""
-    if self.manager is None:
+    if self.manager is None or self.save_cfg is None:
       return
     # A killed run goes on after its last checkpoint: what came before must be
     # on disk. This waits for the steps, so the clock of the save starts after.

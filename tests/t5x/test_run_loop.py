@@ -202,3 +202,15 @@ def test_preemption_saves_and_goes_on_being_raised(tmp_path):
   with pytest.raises(trainer.PreemptionError):
     loop.train(**kwargs)
   assert checkpoints.all_steps(str(tmp_path)) == [0, 1]
+
+
+def test_a_run_that_saves_nothing_still_goes_on_from_a_checkpoint(whole_run):
+  step, state = loop.train(
+      **run_kwargs(
+          whole_run,
+          total_steps=5,
+          checkpoint_cfg=checkpoint_config.CheckpointConfig(),
+      )
+  )
+  assert step == int(state.step) == 5
+  assert checkpoints.latest_step(str(whole_run)) == 4

@@ -1,0 +1,49 @@
+"""The item `dataset` of a checkpoint: where the input pipeline stands."""
+
+import dataclasses
+from typing import Any
+
+from etils import epath
+import orbax.checkpoint as ocp
+
+_PREFIX = 'train_ds'
+
+
+def get_filename(shard_id: int, num_shards: int) -> str:
+  """Returns how the files of a data shard start."""
+  return f'{_PREFIX}-{shard_id:03d}-of-{num_shards:03d}'
+
+
+class DatasetCheckpointHandler(ocp.CheckpointHandler):
+  """Saves the state of this process's dataset iterator.
+
+  Blocking on purpose: a tf.data iterator moves on with the next batch.
+  """
+
+  def save(self, directory: epath.Path, args: 'DatasetSave') -> None:
+    """Writes the iterator's state into `directory`."""
+    if args.iterator is not None:
+      args.iterator.save(directory / args.filename)
+
+  def restore(self, directory: epath.Path, args: 'DatasetRestore') -> Any:
+    """Moves the iterator to where it stood."""
+    args.iterator.restore(directory / args.filename)
+    return args.iterator
+
+
+@ocp.args.register_with_handler(DatasetCheckpointHandler, for_save=True)
+@dataclasses.dataclass
+class DatasetSave(ocp.args.CheckpointArgs):
+  """The iterator to save, None where another process saves its shard."""
+
+  iterator: Any
+  filename: str
+
+
+@ocp.args.register_with_handler(DatasetCheckpointHandler, for_restore=True)
+@dataclasses.dataclass
+class DatasetRestore(ocp.args.CheckpointArgs):
+  """The iterator to restore."""
+
+  iterator: Any
+  filename: str
