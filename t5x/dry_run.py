@@ -37,7 +37,8 @@ def describe(
   Returns:
     0 and the train state of shapes.
   """
-  datasets.get_mixture_or_task(train_dataset_cfg)
+  if get_dataset_fn is datasets.get_dataset:
+    datasets.get_mixture_or_task(train_dataset_cfg)
   spec = _batch_spec(model, train_dataset_cfg, data_layout, get_dataset_fn)
   initializer = train_state_initializer_cls(
       optimizer_def=model.optimizer_def,

@@ -155,7 +155,6 @@ def train(
   multihost.sync_global_devices('train:model_dir')
 
   # ---- Data, and the shapes that follow from them --------------------------
-  datasets.check_split(train_dataset_cfg)
   if verify_matching_vocabs_fn is not None:
     verify_matching_vocabs_fn(train_dataset_cfg, model)
   train_iter = batches.prepare_train_iter(
