@@ -8,6 +8,10 @@ RUNS ?= runs
 DATA ?= data
 SAMPLE := $(DATA)/sample
 REPORT := $(RUNS)/report.html
+PICTURES := $(addprefix tasks/sample/,train2017 val2017 train2014)
+NARRATIVES := tasks/sample/localized_narratives/coco
+comma := ,
+space := $(subst ,, )
 
 export PIXEL_LLM_DATA_DIR := $(abspath $(DATA))
 
@@ -29,7 +33,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 data: $(STAMP) ## Convert the bundled sample to ArrayRecord (resumable).
-	$(BIN)/python -m tasks.build sample --output_dir $(SAMPLE)
+	$(BIN)/python -m tasks.build refcoco --images $(PICTURES) \
+	  --output $(SAMPLE)/refcoco \
+	  --split train=tasks/sample/refcoco/merge_coco_img_safe_train.json \
+	  --split real_val=tasks/sample/refcoco/refcocog_umd_val.json
+	$(BIN)/python -m tasks.build ln --images $(PICTURES) \
+	  --output $(SAMPLE)/ln \
+	  --split train=$(subst $(space),$(comma),$(sort $(wildcard $(NARRATIVES)_train_*.jsonl))) \
+	  --split val=$(NARRATIVES)_val_localized_narratives.jsonl
 
 train: data ## Train tiny_trace, then tiny_refseg; evaluate; write the report.
 	$(BIN)/python -m t5x.train --gin_file=gin/pixel_llm_tiny_trace.gin \
@@ -39,7 +50,7 @@ train: data ## Train tiny_trace, then tiny_refseg; evaluate; write the report.
 	  --gin.INITIAL_CHECKPOINT_PATH='"$(RUNS)/tiny_trace"'
 	$(BIN)/python -m pixel_llm.evaluation.report \
 	  --model_dir $(RUNS)/tiny_trace --model_dir $(RUNS)/tiny_refseg \
-	  --image_dir tasks/sample --output $(REPORT)
+	  $(addprefix --image_dir ,$(PICTURES)) --output $(REPORT)
 
 test: $(STAMP) ## Run the tests (about ten minutes on two cores).
 	$(BIN)/python -m pytest

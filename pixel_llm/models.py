@@ -70,7 +70,8 @@ class PixelLLMModel(models.BaseModel):
       module: the network.
       optimizer_def: optimizer; it says which parameters train.
       decoder: writes texts at inference; None takes the given text.
-      text_loss_weight: weight of the caption loss.
+      text_loss_weight: weight of the caption loss; with 0, as for any of the
+        three, that loss is neither computed nor reported.
       point_loss_weight: weight of the point loss, which is in pixels.
       mask_loss_weight: weight of the mask loss.
       label_smoothing: of the caption loss.
@@ -79,9 +80,12 @@ class PixelLLMModel(models.BaseModel):
     super().__init__(optimizer_def=optimizer_def)
     self.module = module
     self.decoder = decoder
-    self._loss_weights = {'text': text_loss_weight, 'point': point_loss_weight}
+    weights = {'text': text_loss_weight, 'point': point_loss_weight}
     if module.has_masks:
-      self._loss_weights['mask'] = mask_loss_weight
+      weights['mask'] = mask_loss_weight
+    self._loss_weights = {name: w for name, w in weights.items() if w}
+    if not self._loss_weights:
+      raise ValueError(f'All losses have weight 0: {weights}; nothing trains.')
     self._label_smoothing = label_smoothing
     self._point_loss_kind = point_loss_kind
 
@@ -147,17 +151,18 @@ class PixelLLMModel(models.BaseModel):
 
   def _loss_counts(self, batch: Batch) -> dict[str, Float[Array, '']]:
     """How much takes part in each loss: tokens, tokens, prompts."""
-    weights = {
-        'text': losses.text_token_weights(
-            batch['text_tokens'],
-            batch['caption_weights'],
-            end_id=self.module.end_token_id,
-        ),
-        'point': losses.point_token_weights(
-            *self._point_targets(batch), self._point_loss_kind
-        ),
-    }
-    if self.module.has_masks:
+    weights = {}
+    if 'text' in self._loss_weights:
+      weights['text'] = losses.text_token_weights(
+          batch['text_tokens'],
+          batch['caption_weights'],
+          end_id=self.module.end_token_id,
+      )
+    if 'point' in self._loss_weights:
+      weights['point'] = losses.point_token_weights(
+          *self._point_targets(batch), self._point_loss_kind
+      )
+    if 'mask' in self._loss_weights:
       weights['mask'] = batch['mask_weights']
     return {name: jnp.sum(weight) for name, weight in weights.items()}
 
@@ -183,7 +188,7 @@ class PixelLLMModel(models.BaseModel):
     Returns:
       The loss and its metrics.
     """
-    if _NORMALIZER.format('text') not in batch:
+    if _NORMALIZER.format(next(iter(self._loss_weights))) not in batch:
       batch = self.prepare_batch(batch)
     enable_dropout = dropout_rng is not None
     outputs = self.module.apply(
@@ -207,23 +212,24 @@ class PixelLLMModel(models.BaseModel):
       self, outputs: network.Outputs, batch: Batch
   ) -> dict[str, losses.LossTerm]:
     """Summed losses by name, before normalisation and weights."""
-    points, point_weights = self._point_targets(batch)
-    terms = {
-        'text': losses.text_loss(
-            outputs.text.logits,
-            batch['text_tokens'],
-            batch['caption_weights'],
-            label_smoothing=self._label_smoothing,
-            end_id=self.module.end_token_id,
-        ),
-        'point': losses.point_loss(
-            outputs.location.points,
-            points,
-            point_weights,
-            kind=self._point_loss_kind,
-        ),
-    }
-    if outputs.mask is not None:
+    terms = {}
+    if 'text' in self._loss_weights:
+      terms['text'] = losses.text_loss(
+          outputs.text.logits,
+          batch['text_tokens'],
+          batch['caption_weights'],
+          label_smoothing=self._label_smoothing,
+          end_id=self.module.end_token_id,
+      )
+    if 'point' in self._loss_weights:
+      points, point_weights = self._point_targets(batch)
+      terms['point'] = losses.point_loss(
+          outputs.location.points,
+          points,
+          point_weights,
+          kind=self._point_loss_kind,
+      )
+    if 'mask' in self._loss_weights:
       height, width = batch['image'].shape[1:3]
       terms['mask'] = losses.mask_loss(
           outputs.mask.logits,
@@ -242,15 +248,9 @@ class PixelLLMModel(models.BaseModel):
       batch: Batch,
   ) -> Metrics:
     """Metrics that merge over microbatches, steps and hosts."""
-    targets = batch['text_tokens'][:, :, 1:]
-    weights = (targets > 0) * batch['caption_weights'][..., None]
-    correct = jnp.argmax(outputs.text.logits[:, :, :-1], axis=-1) == targets
     num_images = batch['text_tokens'].shape[0]
     found: Metrics = {
         'loss': metrics_lib.AveragePerStep(total=loss),
-        'accuracy': clu_metrics.Average(
-            total=jnp.sum(correct * weights), count=jnp.sum(weights)
-        ),
         'timing/seqs_per_second': metrics_lib.TimeRate.from_model_output(
             numerator=num_images
         ),
@@ -258,6 +258,13 @@ class PixelLLMModel(models.BaseModel):
         'timing/seconds': metrics_lib.Time(),
         'timing/seqs': metrics_lib.Sum(total=jnp.float32(num_images)),
     }
+    if 'text' in self._loss_weights:
+      targets = batch['text_tokens'][:, :, 1:]
+      weights = (targets > 0) * batch['caption_weights'][..., None]
+      correct = jnp.argmax(outputs.text.logits[:, :, :-1], axis=-1) == targets
+      found['accuracy'] = clu_metrics.Average(
+          total=jnp.sum(correct * weights), count=jnp.sum(weights)
+      )
     for name, value in values.items():
       found[f'{name}_loss'] = metrics_lib.AveragePerStep(total=value)
     return found

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any
 
+from etils import epath
 import jax
 import seqio
 
@@ -50,6 +51,9 @@ class InferenceEvaluator:
     self._batch_size = cfg.batch_size
     # Division of the batch by the mesh fails here, before any data is read.
     partitioner.get_data_layout(cfg.batch_size)
+    if log_dir is not None and jax.process_index() == 0:
+      # SeqIO's JSON logger counts on another one to make it.
+      epath.Path(log_dir).mkdir(parents=True, exist_ok=True)
     self._evaluator = inference_evaluator_cls(
         mixture_or_task_name=mixture_or_task.name,
         feature_converter=model.FEATURE_CONVERTER_CLS(pack=False),

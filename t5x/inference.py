@@ -82,7 +82,11 @@ def get_infer_fn(
 def _batches(dataset: tf.data.Dataset, layout: Any) -> Iterator[Any]:
   """Yields this shard's batches; padding repeats an example as index −1."""
   size = layout.batch_size // layout.num_shards
-  filler = dataset.take(1).map(lambda _, x: (tf.constant(-1, tf.int64), x))
+
+  def as_filler(_, example):
+    return tf.constant(-1, tf.int64), example
+
+  filler = dataset.take(1).map(as_filler)
   # Every shard needs the same number of full batches.
   count = int(dataset.cardinality())
   if count < 0:

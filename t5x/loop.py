@@ -202,7 +202,9 @@ def train(
   first_step = int(multihost.get_local_data(train_state.step))
   init_seconds = time.time() - start_time
   plan = plan_from(first_step, evaluations.is_on)
-  if plan.total == plan.first:
+  # A run that was killed between a save and its evaluation makes up for it.
+  owes_evaluation = evaluations.is_owed(first_step)
+  if plan.total == plan.first and not owes_evaluation:
     logging.info('The run is at step %d already: nothing to do.', plan.total)
     evaluations.close()
     return plan.total, train_state
@@ -254,21 +256,22 @@ def train(
 
     # ---- The first batch, and compilation ahead ----------------------------
     units.save()
-    warmup_start = time.time()
-    with datasets.reading(train_dataset_cfg):
-      first_batch = train_iter.peek()
-    curves.write_scalar(
-        'timing/train_iter_warmup', time.time() - warmup_start, first_step
-    )
-    trainer.compile_train(first_batch)
-    del first_batch
+    if plan.total > plan.first:
+      warmup_start = time.time()
+      with datasets.reading(train_dataset_cfg):
+        first_batch = train_iter.peek()
+      curves.write_scalar(
+          'timing/train_iter_warmup', time.time() - warmup_start, first_step
+      )
+      trainer.compile_train(first_batch)
+      del first_batch
     evaluations.compile(trainer)
 
     # ---- Train -------------------------------------------------------------
     if gc_period:
       gc.disable()
       closing.callback(gc.enable)
-    if run_eval_before_training and evaluations.is_on:
+    if owes_evaluation or (run_eval_before_training and evaluations.is_on):
       units.evaluate(first_step)
     last_step = units.run()
     evaluations.close()

@@ -5,12 +5,19 @@ import os
 import time
 from typing import Any
 
+from etils import epath
+import jax
+
 from t5x import batches
 from t5x import datasets
 from t5x import evaluation
+from t5x import multihost
 from t5x import stopping
 
 DatasetConfig = datasets.DatasetConfig
+
+# Holds the step whose evaluation was begun, until its metrics are written.
+OWED_FILE = 'evaluation_owed'
 
 
 class PeriodicEvaluation:
@@ -35,7 +42,9 @@ class PeriodicEvaluation:
     self._partitioner = partitioner
     self._actions = actions
     self._concurrent = concurrent_metrics
-    self._pending = None
+    # The step and the metrics that are still being computed.
+    self._pending: tuple[int, Any] | None = None
+    self._owed_path = epath.Path(model_dir) / OWED_FILE
     self._compiled = False
     self._train_eval = {}
     self._evaluator = None
@@ -78,6 +87,27 @@ class PeriodicEvaluation:
     """The tasks (and mixture) whose loss is measured."""
     return list(self._train_eval)
 
+  def announce(self, step: int) -> None:
+    """Notes on disk that a step is to be evaluated.
+
+    Called before that step is saved: a run that is killed before its metrics
+    are written resumes at this step, and finds what it owes (`is_owed`).
+
+    Args:
+      step: the step.
+    """
+    if self.is_on and jax.process_index() == 0:
+      self._owed_path.write_text(str(step))
+
+  def is_owed(self, step: int) -> bool:
+    """Tells, on all hosts alike, whether a step still waits for its metrics."""
+    owed = (
+        jax.process_index() == 0
+        and self._owed_path.exists()
+        and self._owed_path.read_text() == str(step)
+    )
+    return self.is_on and multihost.broadcast_verdict(owed)
+
   def compile(self, trainer: Any) -> None:
     """Compiles the evaluation steps ahead."""
     if self._train_eval and not self._compiled:
@@ -115,14 +145,15 @@ class PeriodicEvaluation:
       )
     if self._evaluator:
       self._finish_pending()
-      self._pending = self._evaluator.evaluate(
-          trainer.train_state, train_state_axes
-      )
+      future = self._evaluator.evaluate(trainer.train_state, train_state_axes)
+      self._pending = (step, future)
       if not self._concurrent:
         metrics = self._finish_pending()
         stop |= stopping.run_actions(
             'INFER_EVAL', self._actions, trainer.train_state, metrics or {}
         )
+    else:
+      self._settle(step)
     trainer.train_metrics_manager.write_scalar(
         'timing/evaluate_seconds', time.time() - start, step
     )
@@ -135,6 +166,19 @@ class PeriodicEvaluation:
       self._evaluator.close()
 
   def _finish_pending(self) -> Any:
-    pending, self._pending = self._pending, None
+    if self._pending is None:
+      return None
+    (step, future), self._pending = self._pending, None
     # Other processes get None for metrics; waiting is the same everywhere.
-    return pending.result() if pending is not None else None
+    metrics = future.result()
+    self._settle(step)
+    return metrics
+
+  def _settle(self, step: int) -> None:
+    """Forgets an owed evaluation, unless a later one was announced since."""
+    if (
+        jax.process_index() == 0
+        and self._owed_path.exists()
+        and self._owed_path.read_text() == str(step)
+    ):
+      self._owed_path.unlink()

@@ -152,6 +152,9 @@ def _is_worth_a_line(record: Any) -> bool:
   # gin calls each search path that does not hold the file an error.
   if record.pathname.endswith('/gin/resource_reader.py'):
     return False
+  # Lengths of several axes are the feature converter's to check.
+  if str(record.msg).startswith('Automatic length checking'):
+    return False
   return record.levelname != 'INFO' or not any(
       part in record.pathname for part in _CHATTY
   )

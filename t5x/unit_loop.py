@@ -58,9 +58,12 @@ class UnitLoop:
         step, stop = self._train_unit(step, unit_end)
         if self.plan.is_due(self.plan.gc_period, step):
           gc.collect()
+        evaluates = not stop and self.plan.is_due(self.plan.eval_period, step)
+        if evaluates:
+          self.evaluations.announce(step)
         if stop or self.plan.saves_at(step):
           self.save()
-        if not stop and self.plan.is_due(self.plan.eval_period, step):
+        if evaluates:
           stop = self.evaluate(step)
           if stop:
             self.save()

@@ -1,5 +1,6 @@
 """`loop.train` in this process: evaluation, saving, stopping, starting."""
 
+import functools
 import json
 
 import jax
@@ -108,6 +109,52 @@ def test_a_finished_run_returns_at_once(whole_run):
   # Sharded as the trainer wants it.
   spec = state.params['blocks.0']['kernel'].sharding.spec
   assert tuple(spec) == (None, 'model')
+
+
+class Crash(Exception):
+  pass
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path):
+  calls = []
+
+  def evaluator(crashes, **kwargs):
+    class Evaluator(seqio.Evaluator):
+
+      def evaluate(self, *args, **kwargs):
+        # Step 2's goes well; the run dies in that of its last step.
+        calls.append(crashes)
+        if crashes and len(calls) == 2:
+          raise Crash
+        return super().evaluate(*args, **kwargs)
+
+    return Evaluator(
+        logger_cls=[seqio.JSONLogger], target_field_name='tokens', **kwargs
+    )
+
+  def run(crashes):
+    return loop.train(
+        **run_kwargs(
+            tmp_path,
+            save={'period': 2},
+            eval_period=2,
+            infer_eval_dataset_cfg=dataset_cfg('validation'),
+            inference_evaluator_cls=functools.partial(evaluator, crashes),
+            concurrent_metrics=False,
+        )
+    )
+
+  with pytest.raises(Crash):
+    run(crashes=True)
+  path = tmp_path / 'inference_eval/tiny_plain_task-metrics.jsonl'
+  assert [line['step'] for line in lines(path)] == [2]
+  step, _ = run(crashes=False)
+  assert step == 4
+  assert [line['step'] for line in lines(path)] == [2, 4]
+  assert not (tmp_path / 'evaluation_owed').exists()
+  # And it is not made up for twice.
+  run(crashes=False)
+  assert [line['step'] for line in lines(path)] == [2, 4]
 
 
 def test_another_model_in_model_dir_is_refused(whole_run):
