@@ -295,7 +295,8 @@ def postprocess(
 def _mask_rle(size: list[int], counts: bytes) -> dict[str, Any]:
   """Compressed RLE as JSON takes it; an object without mask has no pixel."""
   if not counts:
-    counts = mask_lib.encode(np.zeros(size, np.uint8, order='F'))['counts']
+    empty = mask_lib.encode(np.zeros(size, np.uint8, order='F'))
+    counts = bytes(empty['counts'])
   return {'size': size, 'counts': counts.decode('utf-8')}
 
 

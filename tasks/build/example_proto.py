@@ -80,7 +80,16 @@ Example = message_factory.GetMessageClass(
     _POOL.FindMessageTypeByName(f'{_PACKAGE}.Example')
 )
 
-Value = bytes | str | Sequence[bytes] | Sequence[str] | np.ndarray | int | float
+Value = (
+    bytes
+    | str
+    | Sequence[bytes]
+    | Sequence[str]
+    | Sequence[int]
+    | np.ndarray
+    | int
+    | float
+)
 
 
 def serialize(values: Mapping[str, Value]) -> bytes:

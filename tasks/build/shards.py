@@ -131,16 +131,17 @@ def build_split(split: Split, workers: int, strict: bool) -> reports.Tally:
   directory.mkdir(parents=True, exist_ok=True)
   tally = reports.Tally()
   tally.add(split.tally)
-  shards: list[_Shard] = [None] * split.num_shards
+  by_index: dict[int, _Shard] = {}
   progress = tqdm.tqdm(
       total=len(split.units), desc=directory.name, unit='image', disable=None
   )
   with progress, _discard_temporaries(directory):
     for index, shard in _convert_shards(split, workers):
-      shards[index] = shard
+      by_index[index] = shard
       progress.update(len(_shard_units(split, index)))
       if not strict:
         _finish_shard(directory, shard)
+    shards = [by_index[index] for index in range(split.num_shards)]
     for shard in shards:
       tally.add(shard.tally)
     if strict:

@@ -158,7 +158,7 @@ def _geometry(label: dict[str, Any], name: str, op: str) -> dict[str, Any]:
     padded = _pad(label, side)
     masks = image_ops.pad_image(label['masks'], side)
     # The figure pads to four objects as well.
-    missing = 4 - masks.shape[0]
+    missing = 4 - len(label['masks'])
     padded['masks'] = tf.pad(masks, [[0, missing], [0, 0], [0, 0], [0, 0]])
     return padded
   if op == 'chain':
