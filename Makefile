@@ -50,7 +50,8 @@ train: data ## Train tiny_trace, then tiny_refseg; evaluate; write the report.
 	  --gin.INITIAL_CHECKPOINT_PATH='"$(RUNS)/tiny_trace"'
 	$(BIN)/python -m pixel_llm.evaluation.report \
 	  --model_dir $(RUNS)/tiny_trace --model_dir $(RUNS)/tiny_refseg \
-	  $(addprefix --image_dir ,$(PICTURES)) --output $(REPORT)
+	  $(addprefix --image_dir ,$(PICTURES)) --max_samples 200 \
+	  --output $(REPORT)
 
 test: $(STAMP) ## Run the tests (about ten minutes on two cores).
 	$(BIN)/python -m pytest

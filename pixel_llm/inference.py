@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from pixel_llm import generation
 from pixel_llm import network
-from pixel_llm.modules import t5_text_head
+from pixel_llm.modules import text_head
 
 Params = Mapping[str, Any]
 # Decodes over a step function; `num_beams` says how wide.
@@ -34,7 +34,7 @@ class Prepared:
 
   features: network.ImageFeatures
   visual_tokens: Float[Array, 'B N L D']
-  encoded: t5_text_head.EncodedPrompt
+  encoded: text_head.EncodedPrompt
 
 
 @struct.dataclass

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from pixel_llm import geometry
 from pixel_llm.modules import decode_cache
 from pixel_llm.modules import image_features
-from pixel_llm.modules import t5_text_head
+from pixel_llm.modules import text_head
 
 
 @struct.dataclass
@@ -140,7 +140,8 @@ class PixelLLM(nn.Module):
     sam_backbone: localisation-aligned tower (SAM).
     prompt_encoder: turns boxes and points into tokens.
     prompt_adapter: learned tokens that read the image under a prompt.
-    visual_project_layers: to the language model's width.
+    visual_project_layers: to the language model's width; None for a language
+      model that projects visual tokens itself.
     textual: the language model.
     point_predictor: points per text token.
     mask_adapter: adds text to a box prompt; None for runs without masks.
@@ -163,8 +164,8 @@ class PixelLLM(nn.Module):
   sam_backbone: nn.Module
   prompt_encoder: nn.Module
   prompt_adapter: nn.Module
-  visual_project_layers: nn.Module
-  textual: nn.Module
+  visual_project_layers: nn.Module | None
+  textual: text_head.TextHead
   point_predictor: nn.Module
   mask_adapter: nn.Module | None = None
   mask_decoder: nn.Module | None = None
@@ -288,7 +289,7 @@ class PixelLLM(nn.Module):
       enable_dropout: whether a prompt may be given as points.
 
     Returns:
-      Visual tokens in the language model's width.
+      Visual tokens as the language model takes them.
     """
     grid_hw = features.fused.shape[1:3]
     adapted = self.prompt_adapter(
@@ -297,6 +298,8 @@ class PixelLLM(nn.Module):
         self._prompt_embeddings(features, prompt_boxes, enable_dropout),
         self.prompt_encoder.no_mask(),
     )
+    if self.visual_project_layers is None:
+      return adapted.sparse
     return self.visual_project_layers(adapted.sparse)
 
   def _prompt_embeddings(
@@ -344,7 +347,7 @@ class PixelLLM(nn.Module):
       context_tokens: Int[Array, 'B N C'],
       *,
       enable_dropout: bool = False,
-  ) -> t5_text_head.EncodedPrompt:
+  ) -> text_head.EncodedPrompt:
     """Folds prompts into the batch and encodes what the text depends on.
 
     Args:
@@ -363,7 +366,7 @@ class PixelLLM(nn.Module):
 
   def read_text(
       self,
-      encoded: t5_text_head.EncodedPrompt,
+      encoded: text_head.EncodedPrompt,
       text_tokens: Int[Array, 'B N T'],
       *,
       enable_dropout: bool = False,
@@ -388,9 +391,9 @@ class PixelLLM(nn.Module):
     )
 
   def start_decode(
-      self, encoded: t5_text_head.EncodedPrompt, num_beams: int, length: int
+      self, encoded: text_head.EncodedPrompt, num_beams: int, length: int
   ) -> decode_cache.DecodeCache:
-    """Prepares decoding; see `T5TextHead.start_decode`."""
+    """Prepares decoding; see `TextHead.start_decode`."""
     return self.textual.start_decode(encoded, num_beams, length)
 
   def decode_step(
@@ -399,7 +402,7 @@ class PixelLLM(nn.Module):
       sequences: Int[Array, 'M K T'],
       index: Int[Array, ''],
   ) -> tuple[Float[Array, 'M K V'], decode_cache.DecodeCache]:
-    """Scores the token behind `index`; see `T5TextHead.decode_step`."""
+    """Scores the token behind `index`; see `TextHead.decode_step`."""
     return self.textual.decode_step(cache, sequences, index)
 
   def locate(

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t5x import checkpoint_importer
 from t5x import checkpoint_utils
 from t5x import orbax_manager
 from t5x import stored_state
@@ -79,11 +78,4 @@ def load_t5x_checkpoint(
         else leaf,
         state['target'],
     )
-  if lazy_parameters:
-    return state
-  return jax.tree.map(
-      lambda leaf: leaf.get()
-      if isinstance(leaf, checkpoint_importer.LazyArray)
-      else leaf,
-      state,
-  )
+  return state if lazy_parameters else stored_state.get_all(state)

@@ -106,7 +106,7 @@ def apply_assignment_map(
 
   Returns:
     The checkpoint under the model's names. Leaves without a rule keep their
-    name, except sources that a rule has used.
+    name; those that the model does not know go once a rule has used them.
 
   Raises:
     ValueError: for an absent source, or an unused rule.
@@ -116,7 +116,8 @@ def apply_assignment_map(
   ckpt_flat = flatten_state_dict(ckpt_optimizer_state)
   result: dict[str, Any] = {}
   mapped, used_sources, used_rules = set(), set(), set()
-  for name in flatten_state_dict(optimizer_state):
+  model_names = flatten_state_dict(optimizer_state)
+  for name in model_names:
     for number, (pattern, template) in enumerate(assignment_map):
       match = re.fullmatch(pattern, name)
       if match is None:
@@ -147,7 +148,8 @@ def apply_assignment_map(
         ' model has such a name; remove them or mend the pattern.'
     )
   for name, value in ckpt_flat.items():
-    if name not in mapped and name not in used_sources:
+    is_free = name in model_names or name not in used_sources
+    if name not in mapped and is_free:
       result[name] = value
   return _unflatten(result)
 

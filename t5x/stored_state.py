@@ -92,6 +92,39 @@ def read_arrays(
   return flatten(restored)
 
 
+def get_all(tree: Any) -> Any:
+  """Reads all arrays of a (transformed) tree at once; others stay as they are.
+
+  One read of all names takes about as long as a read of one name does.
+
+  Args:
+    tree: nested dicts with `LazyArray`s or arrays as leaves.
+
+  Returns:
+    The same tree with numpy arrays in place of `LazyArray`s.
+  """
+  wanted: dict[str, dict[Path, ocp.RestoreArgs]] = {}
+  leaves, structure = jax.tree.flatten(tree)
+  for leaf in leaves:
+    if isinstance(leaf, StoredArray):
+      by_path = wanted.setdefault(leaf.directory, {})
+      by_path[leaf.path] = ocp.RestoreArgs(np.ndarray)
+  arrays = {
+      directory: read_arrays(directory, by_path)
+      for directory, by_path in wanted.items()
+  }
+
+  def value(leaf):
+    if isinstance(leaf, StoredArray):
+      array = np.asarray(arrays[leaf.directory][leaf.path])
+      return array.astype(leaf.dtype, copy=False)
+    if isinstance(leaf, checkpoint_importer.LazyArray):
+      return leaf.get()
+    return leaf
+
+  return jax.tree.unflatten(structure, [value(leaf) for leaf in leaves])
+
+
 @dataclasses.dataclass(frozen=True)
 class Wanted:
   """What a leaf of the train state should become.

@@ -15,4 +15,5 @@ def _only_converting() -> bool:
 
 
 if not _only_converting():
-  from tasks import registry as registry
+  from tasks import registry as registry  # isort: skip
+  from tasks import mixtures as mixtures  # Its tasks come first.  isort: skip

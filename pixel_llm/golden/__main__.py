@@ -6,8 +6,7 @@ and a runner that raises count as failed.
 """
 
 import argparse
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
 import pathlib

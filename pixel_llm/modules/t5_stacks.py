@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pixel_llm import axes
 from pixel_llm.modules import decode_cache
 from pixel_llm.modules import t5_layers
+from pixel_llm.modules import text_head
 from t5x.examples.t5 import layers
 from t5x.examples.t5 import network
 
@@ -57,30 +58,14 @@ class T5TextConfig(network.T5Config):
 
 
 @struct.dataclass
-class EncodedPrompt:
+class EncodedSource(text_head.EncodedPrompt):
   """What the decoder reads.
 
   Attributes:
     features: encoder output.
-    mask: True for visual tokens and for context that is not padding.
   """
 
   features: Float[Array, 'M S D']
-  mask: Bool[Array, 'M S']
-
-
-@struct.dataclass
-class TextOutput:
-  """What the decoder gives at every position.
-
-  Attributes:
-    logits: of the next token, float32.
-    features: after the final norm, before dropout and logits; the point head
-      and the mask adapter read them.
-  """
-
-  logits: Float[Array, '*rows V']
-  features: Float[Array, '*rows D']
 
 
 def next_token_mask(tokens: Int[Array, '*rows T']) -> Bool[Array, '*rows T']:
@@ -164,7 +149,7 @@ class Decoder(nn.Module):
           kernel_axes=(axes.EMBED, axes.VOCAB),
       )
 
-  def _outputs(self, x: Array, deterministic: bool) -> TextOutput:
+  def _outputs(self, x: Array, deterministic: bool) -> text_head.TextOutput:
     """Norms the last layer's output and scores the vocabulary."""
     features = self.decoder_norm(x)
     y = self.dropout(features, deterministic=deterministic)
@@ -172,14 +157,16 @@ class Decoder(nn.Module):
       logits = self.token_embedder.attend(y) / jnp.sqrt(float(y.shape[-1]))
     else:
       logits = self.logits_dense(y)
-    return TextOutput(logits=logits.astype(jnp.float32), features=features)
+    return text_head.TextOutput(
+        logits=logits.astype(jnp.float32), features=features
+    )
 
   def __call__(
       self,
-      encoded: EncodedPrompt,
+      encoded: EncodedSource,
       tokens: Int[Array, 'M T'],
       deterministic: bool,
-  ) -> TextOutput:
+  ) -> text_head.TextOutput:
     """Decodes a whole text, teacher forced."""
     cfg = self.config
     length = tokens.shape[1]
@@ -197,7 +184,7 @@ class Decoder(nn.Module):
     return self._outputs(x, deterministic)
 
   def start(
-      self, encoded: EncodedPrompt, num_beams: int, length: int
+      self, encoded: EncodedSource, num_beams: int, length: int
   ) -> decode_cache.DecodeCache:
     """Projects the encoded prompt and makes room for the text."""
     cfg = self.config
@@ -226,7 +213,7 @@ class Decoder(nn.Module):
       cache: decode_cache.DecodeCache,
       sequences: Int[Array, 'M K T'],
       index: int | Int[Array, ''],
-  ) -> tuple[TextOutput, decode_cache.DecodeCache]:
+  ) -> tuple[text_head.TextOutput, decode_cache.DecodeCache]:
     """Decodes position `index` of every beam."""
     cfg = self.config
     rows, beams, length = sequences.shape

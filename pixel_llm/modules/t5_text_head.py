@@ -18,11 +18,11 @@ from jaxtyping import Array, Float, Int
 from pixel_llm import axes
 from pixel_llm.modules import decode_cache
 from pixel_llm.modules import lora
+from pixel_llm.modules import text_head
 from pixel_llm.modules.t5_stacks import Decoder
-from pixel_llm.modules.t5_stacks import EncodedPrompt
+from pixel_llm.modules.t5_stacks import EncodedSource
 from pixel_llm.modules.t5_stacks import Encoder
 from pixel_llm.modules.t5_stacks import T5TextConfig
-from pixel_llm.modules.t5_stacks import TextOutput
 from t5x.examples.t5 import layers
 
 
@@ -68,7 +68,7 @@ class T5TextHead(nn.Module):
       context_tokens: Int[Array, 'M C'] | None = None,
       *,
       deterministic: bool = True,
-  ) -> EncodedPrompt:
+  ) -> EncodedSource:
     """Encodes visual tokens, then context, as one sequence.
 
     Args:
@@ -96,15 +96,15 @@ class T5TextHead(nn.Module):
       mask = jnp.concatenate([mask, context_tokens > 0], axis=1)
     x = spmd.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, axes.EMBED))
     features = self.t5_module.encoder(x, mask, deterministic)
-    return EncodedPrompt(features=features, mask=mask)
+    return EncodedSource(features=features, mask=mask)
 
   def decode(
       self,
-      encoded: EncodedPrompt,
+      encoded: EncodedSource,
       text_tokens: Int[Array, 'M T'],
       *,
       deterministic: bool = True,
-  ) -> TextOutput:
+  ) -> text_head.TextOutput:
     """Decodes a given text.
 
     Args:
@@ -114,8 +114,9 @@ class T5TextHead(nn.Module):
       deterministic: turns dropout off.
 
     Returns:
-      Logits and features of all positions. Positions whose next token is
-      padding are masked: their numbers are defined, but mean nothing.
+      Logits of all positions, and features: after the final norm, before
+      dropout and logits. Positions whose next token is padding are masked:
+      their numbers are defined, but mean nothing.
     """
     return self.t5_module.decoder(encoded, text_tokens, deterministic)
 
@@ -126,13 +127,13 @@ class T5TextHead(nn.Module):
       context_tokens: Int[Array, 'M C'] | None = None,
       *,
       deterministic: bool = True,
-  ) -> TextOutput:
+  ) -> text_head.TextOutput:
     """Encodes and decodes; see `encode` and `decode`."""
     encoded = self.encode(visual, context_tokens, deterministic=deterministic)
     return self.decode(encoded, text_tokens, deterministic=deterministic)
 
   def start_decode(
-      self, encoded: EncodedPrompt, num_beams: int, length: int
+      self, encoded: EncodedSource, num_beams: int, length: int
   ) -> decode_cache.DecodeCache:
     """Prepares decoding: keys and values of the prompt, room for the text.
 

@@ -123,7 +123,7 @@ def test_scores_are_log_likelihoods_of_the_given_text(refseg):
   scores, intermediates = jax.jit(
       lambda p, b: model.score_batch(p, b, return_intermediates=True)
   )(case.params, batch)
-  outputs = model.module.apply(
+  outputs = jax.jit(model.module.apply)(
       {'params': case.params},
       *(jnp.asarray(batch[name]) for name in models.NETWORK_INPUTS),
   )

@@ -15,7 +15,9 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize('name', ['model_trace_t5', 'model_refseg_t5'])
+@pytest.mark.parametrize(
+    'name', ['model_trace_t5', 'model_trace_bert', 'model_refseg_t5']
+)
 def test_losses_gradients_and_every_inference_output_equal_the_original(name):
   case = case_lib.load_case(GOLDEN, name)
   reports = compare.compare_case(whole_model.RUNNERS[name](case), case.expected)

@@ -74,3 +74,14 @@ def test_resuming_reads_the_checkpoint_as_it_is():
       checkpoint, {'b': 0}, [('b', 'missing')], is_resuming=True
   )
   assert result is checkpoint
+
+
+def test_a_source_that_the_model_has_too_is_copied_by_name_as_well():
+  ckpt = {'target': {'a': 1, 'b': 2, 'old': 3}}
+  model = {'target': {'a': 0, 'b': 0, 'twin': 0, 'new': 0}}
+  found = state_utils.apply_assignment_map(
+      ckpt,
+      model,
+      [(r'target/twin', r'target/a'), (r'target/new', r'target/old')],
+  )
+  assert found == {'target': {'a': 1, 'b': 2, 'twin': 1, 'new': 3}}

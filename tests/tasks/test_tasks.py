@@ -182,3 +182,18 @@ def test_seqio_inspects_a_task(built_sample, repository):
   )
   assert "'text_tokens': <tf.Tensor" in shown.stdout
   assert "'texts': <tf.Tensor" in shown.stdout
+
+
+@pytest.mark.parametrize('kind', ['refexp', 'refseg'])
+def test_the_evaluation_mixture_has_every_published_split(kind):
+  mixture = seqio.MixtureRegistry.get(f'refcoco_evaluation_{kind}')
+  names = {task.name for task in mixture.tasks}
+  assert len(names) == 8
+  assert {n.split('_')[0] for n in names} == {
+      'refcoco',
+      'refcocoplus',
+      'refcocog',
+  }
+  for task in mixture.tasks:
+    assert 'validation' in task.splits
+    assert task.metric_fns or task.metric_objs

@@ -1,4 +1,4 @@
-"""The page: what was run, results, curves, samples, credits."""
+"""The page: what was run, results, samples, curves, credits."""
 
 from collections.abc import Mapping, Sequence
 import html
@@ -53,10 +53,14 @@ def runs_section(runs: Sequence[runs_lib.Run]) -> str:
 
 
 def results_section(runs: Sequence[runs_lib.Run]) -> str:
-  """The last value of every metric that is no training curve, by run."""
+  """The last value of every metric of an evaluation, by run."""
   bodies = []
   for group in _groups(runs, training=False):
-    named = curves.metric_names(runs, group)
+    named = {
+        name: series
+        for name, series in curves.metric_names(runs, group).items()
+        if not _SIDE_CURVE.search(name)
+    }
     if not named:
       continue
     rows = ''.join(
@@ -278,8 +282,8 @@ def page(
           '<main>',
           runs_section(runs),
           results_section(runs),
-          curves_section(runs),
           samples,
+          curves_section(runs),
           '</main>',
           f'<footer>{credits_section(store, credits, runs)}</footer>',
       ]

@@ -5,9 +5,7 @@ Each runner module answers for one part of the model and lists its cases in
 has no runner yet.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import importlib
 
 import numpy as np
@@ -20,6 +18,7 @@ MODULES = (
     'vision',
     'geometry',
     'text',
+    'bert',
     'losses',
     'optimizer',
     'whole_model',

@@ -4,8 +4,7 @@ The network is built from the case's settings, so that other sizes need no
 change here.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import re
 from typing import Any
 
@@ -19,6 +18,7 @@ from pixel_llm import inference
 from pixel_llm import losses
 from pixel_llm import network
 from pixel_llm.golden import case as case_lib
+from pixel_llm.modules import bert_text_head
 from pixel_llm.modules import eva02_vit
 from pixel_llm.modules import image_features
 from pixel_llm.modules import mask_adapter
@@ -28,6 +28,7 @@ from pixel_llm.modules import sam_image_encoder
 from pixel_llm.modules import sam_mask_decoder
 from pixel_llm.modules import sam_prompt_encoder
 from pixel_llm.modules import t5_text_head
+from pixel_llm.modules import text_head
 from pixel_llm.modules import visual_projection
 
 Arrays = dict[str, Any]
@@ -45,14 +46,41 @@ def _group(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
   }
 
 
+def _text_head(settings: Mapping[str, Any]) -> text_head.TextHead:
+  """Builds the language model: `git` is the BERT head, else T5."""
+  if settings['text_decoder_name'] == 'git':
+    bert = _group(settings, 'text_decoder_args')
+    return bert_text_head.BertTextHead(
+        vocab_size=settings['vocab_size'],
+        emb_dim=bert['hidden_size'],
+        num_heads=bert['num_heads'],
+        num_layers=bert['num_hidden_layers'],
+        # BERT's MLPs are four times as wide as the layers.
+        mlp_dim=4 * bert['hidden_size'],
+        max_length=bert['max_caption_length'],
+    )
+  t5 = _group(settings, 't5 size')
+  t5['mlp_activations'] = tuple(t5['mlp_activations'])
+  return t5_text_head.T5TextHead(t5_text_head.T5TextConfig(**t5))
+
+
+def _visual_projection(
+    settings: Mapping[str, Any],
+) -> visual_projection.VisualProjection | None:
+  """Builds the projection; the BERT head has its own."""
+  if settings['visual_project_layers_name'] == 'none':
+    return None
+  return visual_projection.VisualProjection(
+      features=settings['visual_project_layers_args.emb_dim']
+  )
+
+
 def build_network(settings: Mapping[str, Any]) -> network.PixelLLM:
   """Builds the network that a case's settings describe."""
   git = _group(settings, 'git_backbone_args')
   sam = _group(settings, 'sam_backbone_args')
   adapter = _group(settings, 'prompt_adapter_args')
   points = _group(settings, 'point_predictor_args')
-  t5 = _group(settings, 't5 size')
-  t5['mlp_activations'] = tuple(t5['mlp_activations'])
   windowed = set(sam['window_block_indexes'])
   masks = {}
   if settings['mask_decoder_name'] != 'none':
@@ -98,10 +126,8 @@ def build_network(settings: Mapping[str, Any]) -> network.PixelLLM:
           num_outputs=adapter['num_outputs'],
           output_dim=adapter['output_dim'],
       ),
-      visual_project_layers=visual_projection.VisualProjection(
-          features=settings['visual_project_layers_args.emb_dim']
-      ),
-      textual=t5_text_head.T5TextHead(t5_text_head.T5TextConfig(**t5)),
+      visual_project_layers=_visual_projection(settings),
+      textual=_text_head(settings),
       point_predictor=point_predictor.PointPredictor(
           hidden_dim=points['hidden_dim'],
           depth=points['depth'],
@@ -400,6 +426,7 @@ def run_without_detector(case: case_lib.Case) -> Arrays:
 
 
 RUNNERS: Mapping[str, Callable[[case_lib.Case], Arrays]] = {
+    'model_trace_bert': run_without_detector,
     'model_trace_t5': run_without_detector,
     'model_refseg_t5': run_without_detector,
 }

@@ -1,0 +1,390 @@
+"""Layers of the BERT text head: embedding and post-norm transformer (RefA).
+
+Attention looks at several sources in one softmax, such as the prefix and the
+text behind it. So the keys and values of the prefix are computed once, and the
+beams of a row share them without copies.
+
+Parameter names are those of BERT (RefB) as the original stores them.
+
+RefA: GIT (arXiv 2205.14100), Sec. 3.1; RefB: BERT (arXiv 1810.04805).
+"""
+
+from collections.abc import Sequence
+import itertools
+
+from flax import linen as nn
+from flax import struct
+from flax.linen import spmd
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pixel_llm import axes
+from pixel_llm.modules import layers
+
+# Released weights expect exactly these; they differ by layer.
+EMBEDDING_EPSILON = 1e-8
+ATTENTION_EPSILON = 1e-5
+MLP_EPSILON = 1e-12
+
+# Beside it float32 forgets the score. Every query sees a visual token, so no
+# row is masked throughout.
+_MASKED_SCORE = -1e10
+
+
+@struct.dataclass
+class KeysValues:
+  """What one layer keeps of positions that later ones look at.
+
+  Attributes:
+    keys: projected, cut into heads.
+    values: the same.
+  """
+
+  keys: Float[Array, '*rows S A E']
+  values: Float[Array, '*rows S A E']
+
+
+@struct.dataclass
+class Source:
+  """Positions that queries look at.
+
+  Attributes:
+    keys_values: of the positions; rows of size one are shared.
+    mask: True where a query sees a position.
+  """
+
+  keys_values: KeysValues
+  mask: Bool[Array, '*#rows #A #q S']
+
+
+def attention_scores(
+    query: Float[Array, '*rows q A E'], source: Source
+) -> Float[Array, '*rows A q S']:
+  """Scores the positions of one source in float32, before the softmax."""
+  scores = jnp.einsum(
+      '...qae,...kae->...aqk',
+      query,
+      source.keys_values.keys,
+      preferred_element_type=jnp.float32,
+  )
+  return jnp.where(source.mask, scores * query.shape[-1] ** -0.5, _MASKED_SCORE)
+
+
+class Table(nn.Module):
+  """Learned vectors, one a row.
+
+  Attributes:
+    num_rows: rows.
+    features: width of a vector.
+    row_axis: logical axis of the rows.
+    dtype: type of the vectors that come out.
+  """
+
+  num_rows: int
+  features: int
+  row_axis: str
+  dtype: layers.DType = jnp.float32
+
+  @nn.compact
+  def __call__(self, indices: Int[Array, '*rows']) -> Float[Array, '*rows D']:
+    """Looks up rows."""
+    table = layers.param(
+        'embedding',
+        layers.table_init,
+        (self.num_rows, self.features),
+        (self.row_axis, axes.EMBED),
+    )
+    return table.astype(self.dtype)[indices]
+
+
+class Embedding(nn.Module):
+  """Sum of word and position vectors, normed.
+
+  Attributes:
+    vocab_size: words.
+    features: width.
+    max_length: positions.
+    dropout_rate: after the norm.
+    dtype: type of the computation.
+  """
+
+  vocab_size: int
+  features: int
+  max_length: int
+  dropout_rate: float
+  dtype: layers.DType = jnp.float32
+
+  @nn.compact
+  def __call__(
+      self,
+      tokens: Int[Array, '*rows T'],
+      positions: Int[Array, '*#rows T'],
+      deterministic: bool,
+  ) -> Float[Array, '*rows T D']:
+    """Embeds tokens; padding is a word like any other."""
+    words = Table(
+        self.vocab_size, self.features, axes.VOCAB, self.dtype, name='words'
+    )(tokens)
+    places = Table(
+        self.max_length,
+        self.features,
+        axes.ABSPOS_BUCKETS,
+        self.dtype,
+        name='positions',
+    )(positions)
+    x = layers.LayerNorm(EMBEDDING_EPSILON, self.dtype, name='layer_norm')(
+        words + places
+    )
+    return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
+
+
+class SelfAttention(nn.Module):
+  """Attention to given sources and to the queries' own positions.
+
+  Attributes:
+    num_heads: heads.
+    dropout_rate: of the attention weights.
+    dtype: type of the computation.
+  """
+
+  num_heads: int
+  dropout_rate: float
+  dtype: layers.DType = jnp.float32
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Float[Array, '*rows q D'],
+      mask: Bool[Array, '*#rows #A #q q'],
+      before: Sequence[Source],
+      deterministic: bool,
+  ) -> tuple[Float[Array, '*rows q D'], KeysValues]:
+    """Attends, and gives the keys and values of the own positions."""
+
+    def heads(name: str) -> Float[Array, '*rows q A E']:
+      y = layers.Dense(
+          x.shape[-1],
+          kernel_axes=(axes.EMBED, axes.JOINED_KV),
+          kernel_init=layers.table_init,
+          dtype=self.dtype,
+          name=name,
+      )(x)
+      y = layers.split_heads(y, self.num_heads)
+      # A step of decoding has the beams behind the rows.
+      beams = (None,) * (y.ndim - 4)
+      return spmd.with_logical_constraint(
+          y, (axes.BATCH, *beams, axes.LENGTH, axes.HEADS, axes.KV)
+      )
+
+    own = KeysValues(keys=heads('key'), values=heads('value'))
+    sources = [*before, Source(own, mask)]
+    query = heads('query')
+    scores = [attention_scores(query, source) for source in sources]
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+    weights = nn.Dropout(self.dropout_rate)(
+        weights, deterministic=deterministic
+    ).astype(self.dtype)
+    ends = list(itertools.accumulate(s.shape[-1] for s in scores))[:-1]
+    attended = sum(
+        jnp.einsum('...aqk,...kae->...qae', part, source.keys_values.values)
+        for part, source in zip(jnp.split(weights, ends, axis=-1), sources)
+    )
+    return jnp.reshape(attended, x.shape), own
+
+
+class NormedOutput(nn.Module):
+  """Projects a branch, adds it to its input and norms the sum (post-norm).
+
+  Attributes:
+    epsilon: of the norm.
+    in_axis: logical axis of the branch's width.
+    dropout_rate: after the projection.
+    dtype: type of the computation.
+  """
+
+  epsilon: float
+  in_axis: str
+  dropout_rate: float
+  dtype: layers.DType = jnp.float32
+
+  @nn.compact
+  def __call__(
+      self,
+      branch: Float[Array, '*L Db'],
+      x: Float[Array, '*L D'],
+      deterministic: bool,
+  ) -> Float[Array, '*L D']:
+    """Closes a branch that started at `x`."""
+    y = layers.Dense(
+        x.shape[-1],
+        kernel_axes=(self.in_axis, axes.EMBED),
+        kernel_init=layers.table_init,
+        dtype=self.dtype,
+        name='dense',
+    )(branch)
+    y = nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
+    return layers.LayerNorm(self.epsilon, self.dtype, name='LayerNorm')(x + y)
+
+
+class Attention(nn.Module):
+  """Self-attention and its output.
+
+  Attributes:
+    num_heads: heads.
+    dropout_rate: of attention weights and output.
+    dtype: type of the computation.
+  """
+
+  num_heads: int
+  dropout_rate: float
+  dtype: layers.DType = jnp.float32
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Float[Array, '*rows q D'],
+      mask: Bool[Array, '*#rows #A #q q'],
+      before: Sequence[Source],
+      deterministic: bool,
+  ) -> tuple[Float[Array, '*rows q D'], KeysValues]:
+    """Attends and norms; see `SelfAttention`."""
+    y, own = SelfAttention(
+        self.num_heads, self.dropout_rate, self.dtype, name='self'
+    )(x, mask, before, deterministic)
+    y = NormedOutput(
+        ATTENTION_EPSILON,
+        axes.JOINED_KV,
+        self.dropout_rate,
+        self.dtype,
+        name='output',
+    )(y, x, deterministic)
+    return y, own
+
+
+class Intermediate(nn.Module):
+  """First half of the MLP.
+
+  Attributes:
+    features: hidden width.
+    dtype: type of the computation.
+  """
+
+  features: int
+  dtype: layers.DType = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*L D']) -> Float[Array, '*L F']:
+    """Widens, then applies the exact GELU."""
+    y = layers.Dense(
+        self.features,
+        kernel_axes=(axes.EMBED, axes.MLP),
+        kernel_init=layers.table_init,
+        dtype=self.dtype,
+        name='dense',
+    )(x)
+    return layers.exact_gelu(y)
+
+
+class Layer(nn.Module):
+  """Attention and MLP, each normed behind its residual sum.
+
+  Attributes:
+    num_heads: heads.
+    mlp_dim: hidden width of the MLP.
+    dropout_rate: of attention weights and both outputs.
+    dtype: type of the computation.
+  """
+
+  num_heads: int
+  mlp_dim: int
+  dropout_rate: float
+  dtype: layers.DType = jnp.float32
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Float[Array, '*rows q D'],
+      mask: Bool[Array, '*#rows #A #q q'],
+      before: Sequence[Source],
+      deterministic: bool,
+  ) -> tuple[Float[Array, '*rows q D'], KeysValues]:
+    """Maps positions; see `SelfAttention`."""
+    x, own = Attention(
+        self.num_heads, self.dropout_rate, self.dtype, name='attention'
+    )(x, mask, before, deterministic)
+    y = Intermediate(self.mlp_dim, self.dtype, name='intermediate')(x)
+    x = NormedOutput(
+        MLP_EPSILON, axes.MLP, self.dropout_rate, self.dtype, name='output'
+    )(y, x, deterministic)
+    return x, own
+
+
+class Encoder(nn.Module):
+  """Layers `layer.0`, `layer.1` … over positions behind given ones.
+
+  Attributes:
+    num_layers: layers.
+    num_heads: heads.
+    mlp_dim: hidden width of the MLPs.
+    dropout_rate: of attention weights and outputs.
+    dtype: type of the computation.
+  """
+
+  num_layers: int
+  num_heads: int
+  mlp_dim: int
+  dropout_rate: float
+  dtype: layers.DType = jnp.float32
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Float[Array, '*rows q D'],
+      mask: Bool[Array, '*#rows #A #q q'],
+      before: Sequence[Sequence[Source]],
+      deterministic: bool,
+  ) -> tuple[list[Float[Array, '*rows q D']], tuple[KeysValues, ...]]:
+    """Maps positions.
+
+    Args:
+      x: embedded positions.
+      mask: which of them see each other.
+      before: what else they see, layer by layer.
+      deterministic: turns dropout off.
+
+    Returns:
+      Hidden states, the embeddings first, and what each layer keeps.
+    """
+    hidden, kept = [x], []
+    for i in range(self.num_layers):
+      x, own = Layer(
+          self.num_heads,
+          self.mlp_dim,
+          self.dropout_rate,
+          self.dtype,
+          name=f'layer.{i}',
+      )(x, mask, before[i], deterministic)
+      hidden.append(x)
+      kept.append(own)
+    return hidden, tuple(kept)
+
+
+class Transformer(nn.Module):
+  """Puts the encoder under the original's name, `transformer/encoder`.
+
+  Attributes:
+    encoder: the layers.
+  """
+
+  encoder: Encoder
+
+  def __call__(
+      self,
+      x: Float[Array, '*rows q D'],
+      mask: Bool[Array, '*#rows #A #q q'],
+      before: Sequence[Sequence[Source]],
+      deterministic: bool,
+  ) -> tuple[list[Float[Array, '*rows q D']], tuple[KeysValues, ...]]:
+    """Maps positions; see `Encoder`."""
+    return self.encoder(x, mask, before, deterministic)

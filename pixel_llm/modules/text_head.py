@@ -1,0 +1,114 @@
+"""What every text head takes and gives, so that the network holds any of them.
+
+A row `M` is one prompt of one image: the network folds prompts into the batch.
+"""
+
+from typing import Protocol, runtime_checkable
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from pixel_llm.modules import decode_cache
+
+
+@struct.dataclass
+class EncodedPrompt:
+  """What a text depends on, encoded once; each head adds its own arrays.
+
+  All arrays have the rows first.
+
+  Attributes:
+    mask: True for visual tokens and for context that is not padding.
+  """
+
+  mask: Bool[Array, 'M S']
+
+
+@struct.dataclass
+class TextOutput:
+  """What a text head gives at every position of a text.
+
+  Attributes:
+    logits: of the next token, float32.
+    features: what the point head and the mask adapter read.
+  """
+
+  logits: Float[Array, '*rows V']
+  features: Float[Array, '*rows D']
+
+
+@runtime_checkable
+class TextHead(Protocol):
+  """A language model that reads visual tokens and context and writes text."""
+
+  def encode(
+      self,
+      visual: Float[Array, 'M L Dv'],
+      context_tokens: Int[Array, 'M C'] | None = None,
+      *,
+      deterministic: bool = True,
+  ) -> EncodedPrompt:
+    """Encodes what the text depends on.
+
+    Args:
+      visual: visual tokens.
+      context_tokens: without begin token, 0 is padding; None for no context.
+      deterministic: turns dropout off.
+
+    Returns:
+      The encoded prompt, in the head's own form.
+    """
+    ...
+
+  def decode(
+      self,
+      encoded: EncodedPrompt,
+      text_tokens: Int[Array, 'M T'],
+      *,
+      deterministic: bool = True,
+  ) -> TextOutput:
+    """Reads a given text.
+
+    Args:
+      encoded: from `encode` of the same head.
+      text_tokens: begin … end, 0 is padding; not shifted: position t gives the
+        logits of token t + 1.
+      deterministic: turns dropout off.
+
+    Returns:
+      Logits and features of all positions.
+    """
+    ...
+
+  def start_decode(
+      self, encoded: EncodedPrompt, num_beams: int, length: int
+  ) -> decode_cache.DecodeCache:
+    """Prepares decoding.
+
+    Args:
+      encoded: from `encode` of the same head.
+      num_beams: beams a row, 1 for greedy.
+      length: tokens of the longest text, `T`.
+
+    Returns:
+      The cache before the first step.
+    """
+    ...
+
+  def decode_step(
+      self,
+      cache: decode_cache.DecodeCache,
+      sequences: Int[Array, 'M K T'],
+      index: int | Int[Array, ''],
+  ) -> tuple[Float[Array, 'M K V'], decode_cache.DecodeCache]:
+    """Scores the token behind position `index`; a step of `generation`.
+
+    Args:
+      cache: after the steps before `index`.
+      sequences: tokens so far; those behind `index` do not matter.
+      index: the position to read.
+
+    Returns:
+      Logits of the next token, and the cache for the next step.
+    """
+    ...

@@ -1,0 +1,172 @@
+"""The main job as processes: data, two runs, evaluation, report.
+
+The same gin files as `make train`, with fewer layers and steps.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PICTURES = [f'tasks/sample/{name}' for name in ('train2017', 'val2017')]
+
+# One layer of everything: the compiler's time is what a test waits for.
+SHALLOW = {
+    'TINY_IMAGE_SIZE': 64,
+    'eva02_vit.Eva02Vit.depth': 1,
+    'sam_image_encoder.SamImageEncoder.depth': 1,
+    'sam_image_encoder.SamImageEncoder.global_block_indexes': (0,),
+    'prompt_adapter.PromptAdapter.depth': 1,
+    'prompt_adapter.PromptAdapter.num_outputs': 4,
+    't5_text_head.T5TextConfig.num_encoder_layers': 1,
+    't5_text_head.T5TextConfig.num_decoder_layers': 1,
+    'TRAIN_STEPS': 4,
+    'WARMUP_STEPS': 1,
+    'SAVE_PERIOD': 2,
+    'EVAL_PERIOD': 4,
+    'EVAL_STEPS': 1,
+    'train_script.train.stats_period': 1,
+}
+MASKS = {'mask_adapter.MaskAdapter.depth': 1}
+
+
+def run(module, *args, data_dir):
+  result = subprocess.run(
+      [sys.executable, '-m', module, *args],
+      cwd=ROOT,
+      env={
+          **os.environ,
+          'PIXEL_LLM_DATA_DIR': str(data_dir),
+          # What one run has compiled the next one need not.
+          'JAX_COMPILATION_CACHE_DIR': str(data_dir / 'xla'),
+      },
+      capture_output=True,
+      text=True,
+      timeout=500,
+      check=False,
+  )
+  assert result.returncode == 0, result.stderr[-4000:]
+  return result
+
+
+def train(recipe, model_dir, data_dir, **bindings):
+  return run(
+      't5x.train',
+      f'--gin_file=gin/pixel_llm_tiny_{recipe}.gin',
+      f"--gin.MODEL_DIR='{model_dir}'",
+      *(f'--gin.{name}={value!r}' for name, value in bindings.items()),
+      data_dir=data_dir,
+  )
+
+
+def metrics(path, name):
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  return {row['step']: row[name] for row in rows if name in row}
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  data_dir = tmp_path_factory.mktemp('data')
+  narratives = 'tasks/sample/localized_narratives/coco_train_localized_'
+  shards = [f'{narratives}narratives-0000{n}-of-00004.jsonl' for n in range(4)]
+  annotations = {
+      'refcoco': 'tasks/sample/refcoco/merge_coco_img_safe_train.json',
+      'ln': ','.join(shards),
+  }
+  for kind, files in annotations.items():
+    run(
+        'tasks.build',
+        kind,
+        '--images',
+        *PICTURES,
+        '--output',
+        str(data_dir / 'sample' / kind),
+        '--split',
+        f'train={files}',
+        data_dir=data_dir,
+    )
+  return data_dir
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory, data_dir):
+  """A trace run, the same again, and a refseg run that goes on from it."""
+  root = tmp_path_factory.mktemp('runs')
+  train('trace', root / 'trace', data_dir, **SHALLOW)
+  train('trace', root / 'again', data_dir, **SHALLOW)
+  train(
+      'refseg',
+      root / 'refseg',
+      data_dir,
+      INITIAL_CHECKPOINT_PATH=str(root / 'trace'),
+      **SHALLOW,
+      **MASKS,
+  )
+  return root
+
+
+def test_the_same_seed_gives_the_same_losses_bit_for_bit(runs):
+  first = metrics(runs / 'trace/train-metrics.jsonl', 'loss')
+  assert set(first) == {1, 2, 3, 4}
+  assert metrics(runs / 'again/train-metrics.jsonl', 'loss') == first
+
+
+def test_both_runs_are_scored(runs):
+  trace = runs / 'trace/inference_eval/ln_sample_trace-metrics.jsonl'
+  assert metrics(trace, 'num_trace_examples') == {4: 17.0}
+  assert 0 < metrics(trace, 'trace_l1')[4] < 2
+  refseg = runs / 'refseg/inference_eval/refcoco_sample_refseg-metrics.jsonl'
+  assert metrics(refseg, 'num_expressions') == {4: 113.0}
+  for name in ('box_precision_at_0.5', 'mask_cIoU', 'mask_gIoU'):
+    assert 0 <= metrics(refseg, name)[4] <= 1
+
+
+def test_predictions_are_in_pixels_of_the_original_pictures(runs):
+  path = (
+      runs
+      / 'refseg/inference_eval/refcoco_sample_refseg-predictions-000004.json'
+  )
+  rows = json.loads(path.read_text())
+  assert len(rows) == 113
+  for row in rows:
+    height, width = row['segmentation']['size']
+    assert {height, width} & {640, 480, 427, 428, 426, 425, 424, 500, 612}
+    assert isinstance(row['segmentation']['counts'], str)
+
+
+def test_refseg_starts_from_the_trace_run_but_for_the_mask_parts(
+    runs, data_dir
+):
+  from t5x import checkpoints
+
+  trace = checkpoints.load_t5x_checkpoint(str(runs / 'trace/checkpoint_4'))
+  start = checkpoints.load_t5x_checkpoint(str(runs / 'refseg/checkpoint_2'))
+  kernel = lambda tree: tree['target']['sam_backbone']['neck']['0']['kernel']
+  # Frozen in both: still the very numbers of the trace run.
+  assert (kernel(trace) == kernel(start)).all()
+  assert 'mask_decoder' not in trace['target']
+  assert 'mask_decoder' in start['target']
+  assert int(start['state']['step']) == 2
+
+
+def test_the_report_shows_every_sample_in_one_file(runs, data_dir, tmp_path):
+  output = tmp_path / 'report.html'
+  result = run(
+      'pixel_llm.evaluation.report',
+      f'--model_dir={runs / "trace"}',
+      f'--model_dir={runs / "refseg"}',
+      *(f'--image_dir={folder}' for folder in PICTURES),
+      '--max_samples=200',
+      f'--output={output}',
+      data_dir=data_dir,
+  )
+  assert str(output) in result.stdout
+  page = output.read_text()
+  assert '0 missing' in result.stdout
+  assert 'http://' not in page.split('Picture credits')[0]
+  assert page.count('data:image/jpeg;base64') >= 16
+  assert '113 of 113' in page and '17 of 17' in page
