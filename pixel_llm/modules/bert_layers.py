@@ -1,74 +1,24 @@
 """Layers of the BERT text head: embedding and post-norm transformer (RefA).
 
-Attention looks at several sources in one softmax, such as the prefix and the
-text behind it. So the keys and values of the prefix are computed once, and the
-beams of a row share them without copies.
-
 Parameter names are those of BERT (RefB) as the original stores them.
 
 RefA: GIT (arXiv 2205.14100), Sec. 3.1; RefB: BERT (arXiv 1810.04805).
 """
 
 from collections.abc import Sequence
-import itertools
 
 from flax import linen as nn
-from flax import struct
-from flax.linen import spmd
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pixel_llm import axes
+from pixel_llm.modules import bert_attention
 from pixel_llm.modules import layers
 
 # Released weights expect exactly these; they differ by layer.
 EMBEDDING_EPSILON = 1e-8
 ATTENTION_EPSILON = 1e-5
 MLP_EPSILON = 1e-12
-
-# Beside it float32 forgets the score. Every query sees a visual token, so no
-# row is masked throughout.
-_MASKED_SCORE = -1e10
-
-
-@struct.dataclass
-class KeysValues:
-  """What one layer keeps of positions that later ones look at.
-
-  Attributes:
-    keys: projected, cut into heads.
-    values: the same.
-  """
-
-  keys: Float[Array, '*rows S A E']
-  values: Float[Array, '*rows S A E']
-
-
-@struct.dataclass
-class Source:
-  """Positions that queries look at.
-
-  Attributes:
-    keys_values: of the positions; rows of size one are shared.
-    mask: True where a query sees a position.
-  """
-
-  keys_values: KeysValues
-  mask: Bool[Array, '*#rows #A #q S']
-
-
-def attention_scores(
-    query: Float[Array, '*rows q A E'], source: Source
-) -> Float[Array, '*rows A q S']:
-  """Scores the positions of one source in float32, before the softmax."""
-  scores = jnp.einsum(
-      '...qae,...kae->...aqk',
-      query,
-      source.keys_values.keys,
-      preferred_element_type=jnp.float32,
-  )
-  return jnp.where(source.mask, scores * query.shape[-1] ** -0.5, _MASKED_SCORE)
 
 
 class Table(nn.Module):
@@ -139,60 +89,6 @@ class Embedding(nn.Module):
     return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
 
 
-class SelfAttention(nn.Module):
-  """Attention to given sources and to the queries' own positions.
-
-  Attributes:
-    num_heads: heads.
-    dropout_rate: of the attention weights.
-    dtype: type of the computation.
-  """
-
-  num_heads: int
-  dropout_rate: float
-  dtype: layers.DType = jnp.float32
-
-  @nn.compact
-  def __call__(
-      self,
-      x: Float[Array, '*rows q D'],
-      mask: Bool[Array, '*#rows #A #q q'],
-      before: Sequence[Source],
-      deterministic: bool,
-  ) -> tuple[Float[Array, '*rows q D'], KeysValues]:
-    """Attends, and gives the keys and values of the own positions."""
-
-    def heads(name: str) -> Float[Array, '*rows q A E']:
-      y = layers.Dense(
-          x.shape[-1],
-          kernel_axes=(axes.EMBED, axes.JOINED_KV),
-          kernel_init=layers.table_init,
-          dtype=self.dtype,
-          name=name,
-      )(x)
-      y = layers.split_heads(y, self.num_heads)
-      # A step of decoding has the beams behind the rows.
-      beams = (None,) * (y.ndim - 4)
-      return spmd.with_logical_constraint(
-          y, (axes.BATCH, *beams, axes.LENGTH, axes.HEADS, axes.KV)
-      )
-
-    own = KeysValues(keys=heads('key'), values=heads('value'))
-    sources = [*before, Source(own, mask)]
-    query = heads('query')
-    scores = [attention_scores(query, source) for source in sources]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-    weights = nn.Dropout(self.dropout_rate)(
-        weights, deterministic=deterministic
-    ).astype(self.dtype)
-    ends = list(itertools.accumulate(s.shape[-1] for s in scores))[:-1]
-    attended = sum(
-        jnp.einsum('...aqk,...kae->...qae', part, source.keys_values.values)
-        for part, source in zip(jnp.split(weights, ends, axis=-1), sources)
-    )
-    return jnp.reshape(attended, x.shape), own
-
-
 class NormedOutput(nn.Module):
   """Projects a branch, adds it to its input and norms the sum (post-norm).
 
@@ -245,11 +141,11 @@ class Attention(nn.Module):
       self,
       x: Float[Array, '*rows q D'],
       mask: Bool[Array, '*#rows #A #q q'],
-      before: Sequence[Source],
+      before: Sequence[bert_attention.Source],
       deterministic: bool,
-  ) -> tuple[Float[Array, '*rows q D'], KeysValues]:
+  ) -> tuple[Float[Array, '*rows q D'], bert_attention.KeysValues]:
     """Attends and norms; see `SelfAttention`."""
-    y, own = SelfAttention(
+    y, own = bert_attention.SelfAttention(
         self.num_heads, self.dropout_rate, self.dtype, name='self'
     )(x, mask, before, deterministic)
     y = NormedOutput(
@@ -306,9 +202,9 @@ class Layer(nn.Module):
       self,
       x: Float[Array, '*rows q D'],
       mask: Bool[Array, '*#rows #A #q q'],
-      before: Sequence[Source],
+      before: Sequence[bert_attention.Source],
       deterministic: bool,
-  ) -> tuple[Float[Array, '*rows q D'], KeysValues]:
+  ) -> tuple[Float[Array, '*rows q D'], bert_attention.KeysValues]:
     """Maps positions; see `SelfAttention`."""
     x, own = Attention(
         self.num_heads, self.dropout_rate, self.dtype, name='attention'
@@ -342,9 +238,11 @@ class Encoder(nn.Module):
       self,
       x: Float[Array, '*rows q D'],
       mask: Bool[Array, '*#rows #A #q q'],
-      before: Sequence[Sequence[Source]],
+      before: Sequence[Sequence[bert_attention.Source]],
       deterministic: bool,
-  ) -> tuple[list[Float[Array, '*rows q D']], tuple[KeysValues, ...]]:
+  ) -> tuple[
+      list[Float[Array, '*rows q D']], tuple[bert_attention.KeysValues, ...]
+  ]:
     """Maps positions.
 
     Args:
@@ -383,8 +281,10 @@ class Transformer(nn.Module):
       self,
       x: Float[Array, '*rows q D'],
       mask: Bool[Array, '*#rows #A #q q'],
-      before: Sequence[Sequence[Source]],
+      before: Sequence[Sequence[bert_attention.Source]],
       deterministic: bool,
-  ) -> tuple[list[Float[Array, '*rows q D']], tuple[KeysValues, ...]]:
+  ) -> tuple[
+      list[Float[Array, '*rows q D']], tuple[bert_attention.KeysValues, ...]
+  ]:
     """Maps positions; see `Encoder`."""
     return self.encoder(x, mask, before, deterministic)

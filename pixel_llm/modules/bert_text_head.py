@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pixel_llm import axes
+from pixel_llm.modules import bert_attention
 from pixel_llm.modules import bert_layers
 from pixel_llm.modules import decode_cache
 from pixel_llm.modules import layers
@@ -41,7 +42,7 @@ class EncodedPrefix(text_head.EncodedPrompt):
     layers: keys and values of every layer.
   """
 
-  layers: tuple[bert_layers.KeysValues, ...]
+  layers: tuple[bert_attention.KeysValues, ...]
 
 
 def fuse_hidden_states(
@@ -112,6 +113,11 @@ class BertTextHead(nn.Module):
 
   def setup(self):
     """Makes projection, tables, layers and output."""
+    if self.emb_dim % self.num_heads:
+      raise ValueError(
+          f'BertTextHead.emb_dim is {self.emb_dim}, which'
+          f' num_heads={self.num_heads} does not divide; change one of them.'
+      )
     self.projection = visual_projection.VisualProjection(
         self.emb_dim, dtype=self.dtype
     )
@@ -220,7 +226,7 @@ class BertTextHead(nn.Module):
     hidden, _ = self.transformer(
         x,
         causal,
-        [(bert_layers.Source(kv, prefix_mask),) for kv in encoded.layers],
+        [(bert_attention.Source(kv, prefix_mask),) for kv in encoded.layers],
         deterministic,
     )
     return text_head.TextOutput(
@@ -261,7 +267,7 @@ class BertTextHead(nn.Module):
     head_dim = self.emb_dim // self.num_heads
     shape = (rows, num_beams, length, self.num_heads, head_dim)
     beams = [
-        bert_layers.KeysValues(
+        bert_attention.KeysValues(
             keys=jnp.zeros(shape, self.dtype),
             values=jnp.zeros(shape, self.dtype),
         )
@@ -296,8 +302,8 @@ class BertTextHead(nn.Module):
         jnp.ones((1, 1, 1, 1, 1), bool),
         [
             (
-                bert_layers.Source(of_prefix, prefix_mask),
-                bert_layers.Source(of_text, written),
+                bert_attention.Source(of_prefix, prefix_mask),
+                bert_attention.Source(of_text, written),
             )
             for of_prefix, of_text in zip(prefix, cache.beams)
         ],

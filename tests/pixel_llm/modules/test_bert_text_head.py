@@ -308,3 +308,9 @@ def test_a_text_that_cannot_be_decoded_is_refused_before_the_first_step(
   encoded = HEAD.apply(variables, VISUAL, method='encode')
   with pytest.raises(ValueError, match='text has 9 tokens'):
     HEAD.apply(variables, encoded, 1, LENGTH + 1, method='start_decode')
+
+
+def test_heads_must_divide_the_width():
+  head = HEAD.clone(num_heads=3)
+  with pytest.raises(ValueError, match='emb_dim is 8.*num_heads=3'):
+    jax.eval_shape(head.init, jax.random.key(0), VISUAL, TOKENS)
