@@ -11,6 +11,15 @@ _PREFIX = 'checkpoint_'
 _STEP_DIR = re.compile(rf'{_PREFIX}(\d+)')
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+  """Returns the absolute form of a local path; `gs://…` stays as it is.
+
+  Orbax takes no path that depends on the working directory.
+  """
+  path = os.fspath(path)
+  return path if '://' in path else os.path.abspath(path)
+
+
 def get_checkpoint_prefix() -> str:
   """Returns how the name of a checkpoint directory starts."""
   return _PREFIX
@@ -77,6 +86,7 @@ def find_checkpoint(path: str, step: int | None = None) -> str:
   Raises:
     FileNotFoundError: if there is none.
   """
+  path = absolute(path)
   if step is not None:
     path = get_checkpoint_dir(path, step)
   elif (last := latest_step(path)) is not None:

@@ -113,6 +113,7 @@ def train(
       holds another model.
   """
   # ---- Settings that can be refused at once --------------------------------
+  model_dir = checkpoint_dirs.absolute(model_dir)
   stopping.check_actions(actions, concurrent_metrics)
   start_state.check_checkpoint_cfg(checkpoint_cfg, use_orbax)
   save_cfg = checkpoint_cfg.save

@@ -91,7 +91,7 @@ class OrbaxCheckpointManagerInterface:
         stay.
       read_only: whether nothing is ever written, created or cleaned up.
     """
-    self._directory = os.fspath(directory)
+    self._directory = checkpoint_dirs.absolute(directory)
     self._train_state = train_state
     self._partitioner = partitioner
     self._dataset_iterator = dataset_iterator
@@ -235,7 +235,7 @@ class OrbaxCheckpointManagerInterface:
     if isinstance(step, (int, np.integer)):
       path = checkpoint_dirs.get_checkpoint_dir(self._directory, int(step))
     else:
-      path = os.fspath(step)
+      path = checkpoint_dirs.absolute(step)
     kind = checkpoint_utils.detect_checkpoint_type(path)
     if kind is not checkpoint_utils.CheckpointTypes.ORBAX:
       raise ValueError(

@@ -40,7 +40,7 @@ def get_first_valid_restore_config_and_paths(
   """
   for cfg in restore_cfgs:
     paths = []
-    for path in cfg.paths:
+    for path in map(checkpoint_dirs.absolute, cfg.paths):
       if cfg.mode == 'specific':
         paths.append(path)
         continue

@@ -95,14 +95,16 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory, data_dir):
   """A trace run, the same again, and a refseg run that goes on from it."""
+  # A relative path, as people write it.
   root = tmp_path_factory.mktemp('runs')
-  train('trace', root / 'trace', data_dir, **SHALLOW)
+  relative = pathlib.Path(os.path.relpath(root, ROOT))
+  train('trace', relative / 'trace', data_dir, **SHALLOW)
   train('trace', root / 'again', data_dir, **SHALLOW)
   train(
       'refseg',
       root / 'refseg',
       data_dir,
-      INITIAL_CHECKPOINT_PATH=str(root / 'trace'),
+      INITIAL_CHECKPOINT_PATH=str(relative / 'trace'),
       **SHALLOW,
       **MASKS,
   )
