@@ -147,7 +147,10 @@ def test_refseg_starts_from_the_trace_run_but_for_the_mask_parts(
 
   trace = checkpoints.load_t5x_checkpoint(str(runs / 'trace/checkpoint_4'))
   start = checkpoints.load_t5x_checkpoint(str(runs / 'refseg/checkpoint_2'))
-  kernel = lambda tree: tree['target']['sam_backbone']['neck']['0']['kernel']
+
+  def kernel(tree):
+    return tree['target']['sam_backbone']['neck']['0']['kernel']
+
   # Frozen in both: still the very numbers of the trace run.
   assert (kernel(trace) == kernel(start)).all()
   assert 'mask_decoder' not in trace['target']
