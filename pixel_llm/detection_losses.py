@@ -175,15 +175,16 @@ def _centre_targets(
   is_centre = is_right_level & (steps == 0)
 
   radius_sq = jnp.square((1 - _MIN_OVERLAP) / (1 + _MIN_OVERLAP)) * 2
-  radius_sq = jnp.maximum(
-      radius_sq * roi_ops.box_area(boxes), _MIN_RADIUS**2
-  )
+  radius_sq = jnp.maximum(radius_sq * roi_ops.box_area(boxes), _MIN_RADIUS**2)
   distance = jnp.sum(jnp.square(offsets), axis=-1) / radius_sq[None]
   distance = jnp.where(is_centre, 0.0, distance)
   distance = jnp.where(roi_ops.is_present(boxes)[None], distance, jnp.inf)
 
   sides = jnp.concatenate(
-      [cells[:, None] - boxes[None, :, :2], boxes[None, :, 2:] - cells[:, None]],
+      [
+          cells[:, None] - boxes[None, :, :2],
+          boxes[None, :, 2:] - cells[:, None],
+      ],
       axis=-1,
   )
   is_inside = jnp.min(sides, axis=-1) > 0

@@ -122,9 +122,7 @@ def sample_boxes(
   return Sample(index=index, mask=kind < 2, is_positive=kind == 0)
 
 
-def _rank(
-    chosen: Bool[Array, 'K'], order: Int[Array, 'K']
-) -> Int[Array, 'K']:
+def _rank(chosen: Bool[Array, 'K'], order: Int[Array, 'K']) -> Int[Array, 'K']:
   """How many chosen rows stand before each row in that order."""
   count = jnp.cumsum(chosen[order]) - 1
   return jnp.zeros_like(count).at[order].set(count)

@@ -11,7 +11,6 @@ RefA: Faster R-CNN (arXiv 1506.01497), Sec. 3.1.2: box coding; RefB: Mask R-CNN
 from collections.abc import Sequence
 import math
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -94,9 +93,7 @@ def encode_boxes(
   """
   centre, size = _centre_and_size(boxes)
   reference_centre, reference_size = _centre_and_size(references)
-  size, reference_size = (
-      jnp.maximum(x, _TINY) for x in (size, reference_size)
-  )
+  size, reference_size = (jnp.maximum(x, _TINY) for x in (size, reference_size))
   shift = (centre - reference_centre) / reference_size
   growth = jnp.log(size / reference_size)
   deltas = jnp.concatenate([shift, growth], axis=-1)
@@ -146,9 +143,7 @@ def pyramid_levels(
     Index into the levels, 0 for the finest.
   """
   side = jnp.sqrt(box_area(boxes))
-  level = jnp.floor(
-      _CANONICAL_LEVEL + jnp.log2(side / _CANONICAL_SIDE + 1e-8)
-  )
+  level = jnp.floor(_CANONICAL_LEVEL + jnp.log2(side / _CANONICAL_SIDE + 1e-8))
   index = level.astype(jnp.int32) - finest_level
   return jnp.clip(index, 0, num_levels - 1)
 

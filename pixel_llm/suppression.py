@@ -112,6 +112,4 @@ def non_max_suppression(
       None if classes is None else classes[order],
   )
   (slots,) = jnp.nonzero(kept, size=num_kept, fill_value=scores.shape[0] - 1)
-  return Kept(
-      index=order[slots], mask=jnp.arange(num_kept) < jnp.sum(kept)
-  )
+  return Kept(index=order[slots], mask=jnp.arange(num_kept) < jnp.sum(kept))

@@ -163,6 +163,8 @@ def _is_worth_a_line(record: Any) -> bool:
 def _import_tensorflow() -> None:
   """Imports TensorFlow without its start-up chatter and without any GPU."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  # Its kernels announce themselves, and round otherwise than the plain ones.
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   with _held_back_stderr():
     import seqio  # noqa: F401
     import tensorflow as tf

@@ -239,9 +239,7 @@ class CenterNet(nn.Module):
   dtype: layers.DType = jnp.float32
 
   @nn.compact
-  def __call__(
-      self, levels: Sequence[Float[Array, 'B _h _w D']]
-  ) -> CentreMaps:
+  def __call__(self, levels: Sequence[Float[Array, 'B _h _w D']]) -> CentreMaps:
     """Looks at each cell of each level.
 
     Args:

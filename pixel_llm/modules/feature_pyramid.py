@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import math
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 

@@ -8,7 +8,6 @@ Nothing learns through the coordinates of a proposal.
 """
 
 from collections.abc import Sequence
-import math
 
 from flax import linen as nn
 from flax import struct
@@ -98,7 +97,9 @@ class BoxHead(nn.Module):
       x = layers.Dense(
           dim,
           # Widths take turns: no array has the same axis twice.
-          kernel_axes=(axes.MLP, axes.EMBED) if i % 2 else (axes.EMBED, axes.MLP),
+          kernel_axes=(axes.MLP, axes.EMBED)
+          if i % 2
+          else (axes.EMBED, axes.MLP),
           dtype=self.dtype,
           name=f'fc{i + 1}',
       )(x)
@@ -171,9 +172,9 @@ class RoiHead(nn.Module):
     """
     boxes = jax.lax.stop_gradient(boxes)
     level = roi_ops.pyramid_levels(boxes, len(levels), finest_level)
-    cells = boxes * jnp.exp2(-(level + finest_level).astype(jnp.float32))[
-        ..., None
-    ]
+    cells = (
+        boxes * jnp.exp2(-(level + finest_level).astype(jnp.float32))[..., None]
+    )
     crops = roi_ops.roi_align(levels, cells, level, output_size=self.crop_size)
     return BoxHead(
         self.num_classes, self.hidden_dims, self.dtype, name='box_head.0'

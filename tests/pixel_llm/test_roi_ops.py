@@ -69,7 +69,9 @@ def test_iou_by_hand():
 
 
 def test_clipping_moves_corners_to_the_edge():
-  found = roi_ops.clip_boxes(boxes_of([-5, 3, 90, 70], [9, -8, -3, 4]), (60, 80))
+  found = roi_ops.clip_boxes(
+      boxes_of([-5, 3, 90, 70], [9, -8, -3, 4]), (60, 80)
+  )
   np.testing.assert_array_equal(found, [[0, 3, 80, 60], [9, 0, 0, 4]])
 
 

@@ -38,7 +38,9 @@ def greedy(boxes, scores, candidates, classes, threshold):
   kept = []
   for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
     rivals = [j for j in kept if classes[i] == classes[j]]
-    if candidates[i] and all(iou(boxes[i], boxes[j]) < threshold for j in rivals):
+    if candidates[i] and all(
+        iou(boxes[i], boxes[j]) < threshold for j in rivals
+    ):
       kept.append(i)
   return kept
 
@@ -50,7 +52,12 @@ def draw_boxes(seed):
   size = rng.integers(1, 8, (NUM_BOXES, 2))
   boxes = np.concatenate([corner, corner + size], axis=-1).astype(np.float32)
   scores = rng.permutation(NUM_BOXES).astype(np.float32)
-  return boxes, scores, rng.random(NUM_BOXES) < 0.8, rng.integers(0, 3, NUM_BOXES)
+  return (
+      boxes,
+      scores,
+      rng.random(NUM_BOXES) < 0.8,
+      rng.integers(0, 3, NUM_BOXES),
+  )
 
 
 @settings(max_examples=30, deadline=None)
@@ -95,9 +102,7 @@ def test_a_suppressed_box_suppresses_nothing_however_long_the_chain():
   # Each box overlaps the next by more than a half and no other: every second
   # one stays, and the last decision hangs on all before it.
   left = 4.0 * jnp.arange(40)
-  boxes = jnp.stack(
-      [left, jnp.zeros(40), left + 10, jnp.ones(40)], axis=-1
-  )
+  boxes = jnp.stack([left, jnp.zeros(40), left + 10, jnp.ones(40)], axis=-1)
   kept = suppression.suppress(boxes, jnp.ones(40, bool), 0.4)
   assert kept.tolist() == [i % 2 == 0 for i in range(40)]
 

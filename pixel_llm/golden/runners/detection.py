@@ -161,9 +161,7 @@ def _run_stages(
       )
   )(params, inputs['features'])
   outputs |= {
-      'peak_boxes': jnp.take_along_axis(
-          maps.boxes(), cells[..., None], axis=1
-      ),
+      'peak_boxes': jnp.take_along_axis(maps.boxes(), cells[..., None], axis=1),
       'peak_scores': scores,
       'proposal_boxes': proposals.boxes,
       'proposal_scores': proposals.scores,

@@ -19,6 +19,7 @@ MODULES = (
     'geometry',
     'text',
     'bert',
+    'detection',
     'losses',
     'optimizer',
     'whole_model',
