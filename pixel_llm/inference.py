@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from pixel_llm import generation
 from pixel_llm import network
+from pixel_llm import stages
 from pixel_llm.modules import text_head
 
 Params = Mapping[str, Any]
@@ -32,7 +33,7 @@ class Prepared:
     encoded: prompts as the text decoder reads them, B·N rows.
   """
 
-  features: network.ImageFeatures
+  features: stages.ImageFeatures
   visual_tokens: Float[Array, 'B N L D']
   encoded: text_head.EncodedPrompt
 
@@ -60,9 +61,9 @@ class Description:
     mask: masks of the boxes; None without a mask decoder.
   """
 
-  text: network.TextOutputs
-  location: network.LocationOutputs
-  mask: network.MaskOutputs | None
+  text: stages.TextOutputs
+  location: stages.LocationOutputs
+  mask: stages.MaskOutputs | None
 
 
 def prepare(

@@ -24,6 +24,7 @@ from pixel_llm import geometry
 from pixel_llm import inference
 from pixel_llm import losses
 from pixel_llm import network
+from pixel_llm import stages
 from t5x import metrics as metrics_lib
 from t5x import models
 from t5x import optimizers
@@ -209,7 +210,7 @@ class PixelLLMModel(models.BaseModel):
     return loss, self._metrics(loss, values, outputs, batch)
 
   def _loss_terms(
-      self, outputs: network.Outputs, batch: Batch
+      self, outputs: stages.Outputs, batch: Batch
   ) -> dict[str, losses.LossTerm]:
     """Summed losses by name, before normalisation and weights."""
     terms = {}
@@ -244,7 +245,7 @@ class PixelLLMModel(models.BaseModel):
       self,
       loss: Float[Array, ''],
       values: Mapping[str, Float[Array, '']],
-      outputs: network.Outputs,
+      outputs: stages.Outputs,
       batch: Batch,
   ) -> Metrics:
     """Metrics that merge over microbatches, steps and hosts."""

@@ -19,105 +19,15 @@ RefA: Pixel Aligned Language Models, arXiv 2312.09237, Sec. 3.
 """
 
 from flax import linen as nn
-from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from pixel_llm import geometry
+from pixel_llm import stages
 from pixel_llm.modules import decode_cache
 from pixel_llm.modules import image_features
 from pixel_llm.modules import text_head
-
-
-@struct.dataclass
-class ImageFeatures:
-  """What both towers see of the images.
-
-  Attributes:
-    fused: both maps on the larger grid, concatenated on channels.
-    sam: the localisation tower's own map, for masks.
-    valid_hw: height and width of the valid area.
-    input_hw: height and width of the network input, padding included.
-  """
-
-  fused: Float[Array, 'B h w D']
-  sam: Float[Array, 'B hs ws Ds']
-  valid_hw: Float[Array, 'B 2']
-  input_hw: tuple[int, int] = struct.field(pytree_node=False)
-
-
-@struct.dataclass
-class TextOutputs:
-  """What the language model says about a text.
-
-  Attributes:
-    logits: at each position, of the token after it.
-    features: after the decoder's last norm; the point head reads them.
-  """
-
-  logits: Float[Array, 'B N T V']
-  features: Float[Array, 'B N T D']
-
-
-@struct.dataclass
-class LocationOutputs:
-  """Where the words of a text are.
-
-  Attributes:
-    points: (x, y) per token.
-    point_logits: further outputs of the point head, which no loss uses.
-    point_mask: tokens whose points count for the box.
-    boxes: around the points that count; inverted if none does.
-  """
-
-  points: Float[Array, 'B N T P 2']
-  point_logits: Float[Array, 'B N T P K']
-  point_mask: Bool[Array, 'B N T']
-  boxes: Float[Array, 'B N 4']
-
-
-@struct.dataclass
-class PointTargets:
-  """Where the words of a text should be.
-
-  Attributes:
-    points: (x, y) per token.
-    mask: tokens whose points count.
-  """
-
-  points: Float[Array, 'B N T P 2']
-  mask: Bool[Array, 'B N T']
-
-
-@struct.dataclass
-class MaskOutputs:
-  """Masks at four times the grid of SAM's features; M = 1.
-
-  Attributes:
-    logits: above 0 is inside; they cover the padded network input.
-    iou: the decoder's estimate of its own mask's IoU.
-  """
-
-  logits: Float[Array, 'B N M h w']
-  iou: Float[Array, 'B N M']
-
-
-@struct.dataclass
-class Outputs:
-  """Everything a training step needs of the network.
-
-  Attributes:
-    visual_tokens: what the language model reads of the image.
-    text: logits and features of the given text.
-    location: points and boxes of the given text.
-    mask: masks of those boxes; None without a mask decoder.
-  """
-
-  visual_tokens: Float[Array, 'B N L D']
-  text: TextOutputs
-  location: LocationOutputs
-  mask: MaskOutputs | None
 
 
 def fold_prompts(x: Array) -> Array:
@@ -208,7 +118,7 @@ class PixelLLM(nn.Module):
       text_tokens: Int[Array, 'B N T'],
       *,
       enable_dropout: bool = False,
-  ) -> Outputs:
+  ) -> stages.Outputs:
     """Runs all stages on the given text, as in training.
 
     Args:
@@ -236,7 +146,7 @@ class PixelLLM(nn.Module):
       mask = self.segment(
           features, location.boxes, visual_tokens, text.features
       )
-    return Outputs(
+    return stages.Outputs(
         visual_tokens=visual_tokens, text=text, location=location, mask=mask
     )
 
@@ -246,7 +156,7 @@ class PixelLLM(nn.Module):
       image_hw: Num[Array, 'B 2'],
       *,
       enable_dropout: bool = False,
-  ) -> ImageFeatures:
+  ) -> stages.ImageFeatures:
     """Runs both towers and fuses their maps (RefA, Sec. 3.2).
 
     Args:
@@ -265,7 +175,7 @@ class PixelLLM(nn.Module):
     sam = self.sam_backbone(
         self.sam_normalizer(image, inside), enable_dropout=enable_dropout
     )
-    return ImageFeatures(
+    return stages.ImageFeatures(
         fused=image_features.fuse_feature_maps(
             self.feature_fusion, {'git': git, 'sam': sam}
         ),
@@ -276,7 +186,7 @@ class PixelLLM(nn.Module):
 
   def encode_prompt(
       self,
-      features: ImageFeatures,
+      features: stages.ImageFeatures,
       prompt_boxes: Float[Array, 'B N 4'],
       *,
       enable_dropout: bool = False,
@@ -304,7 +214,7 @@ class PixelLLM(nn.Module):
 
   def _prompt_embeddings(
       self,
-      features: ImageFeatures,
+      features: stages.ImageFeatures,
       prompt_boxes: Float[Array, 'B N 4'],
       enable_dropout: bool,
   ) -> Float[Array, 'B N Q D']:
@@ -370,7 +280,7 @@ class PixelLLM(nn.Module):
       text_tokens: Int[Array, 'B N T'],
       *,
       enable_dropout: bool = False,
-  ) -> TextOutputs:
+  ) -> stages.TextOutputs:
     """Reads a text that is already there, and unfolds the prompts.
 
     Args:
@@ -385,7 +295,7 @@ class PixelLLM(nn.Module):
         encoded, fold_prompts(text_tokens), deterministic=not enable_dropout
     )
     num_prompts = text_tokens.shape[1]
-    return TextOutputs(
+    return stages.TextOutputs(
         logits=unfold_prompts(output.logits, num_prompts),
         features=unfold_prompts(output.features, num_prompts),
     )
@@ -407,10 +317,10 @@ class PixelLLM(nn.Module):
 
   def locate(
       self,
-      features: ImageFeatures,
+      features: stages.ImageFeatures,
       text_features: Float[Array, 'B N T D'],
       text_tokens: Int[Array, 'B N T'],
-  ) -> LocationOutputs:
+  ) -> stages.LocationOutputs:
     """Points at every token, and boxes the points that count (RefA, Sec. 3.3).
 
     Args:
@@ -431,7 +341,7 @@ class PixelLLM(nn.Module):
     boxes = geometry.points_to_boxes(
         flat_points, jnp.repeat(point_mask, num_points, axis=2)
     )
-    return LocationOutputs(
+    return stages.LocationOutputs(
         points=points,
         point_logits=prediction.logits,
         point_mask=point_mask,
@@ -455,7 +365,7 @@ class PixelLLM(nn.Module):
       text_tokens: Int[Array, 'B N T'],
       points: Float[Array, 'B N T P 2'],
       boxes: Float[Array, 'B N 4'],
-  ) -> PointTargets:
+  ) -> stages.PointTargets:
     """Targets of the point loss: a trace where there is one, else the box.
 
     An image with any positive target point has a trace: its captions point at
@@ -472,7 +382,7 @@ class PixelLLM(nn.Module):
     """
     has_trace = jnp.any(points > 0, axis=(1, 2, 3, 4))[:, None, None]
     corners = boxes.reshape(*boxes.shape[:2], 1, 2, 2)
-    return PointTargets(
+    return stages.PointTargets(
         points=jnp.where(has_trace[..., None, None], points, corners),
         mask=jnp.where(
             has_trace,
@@ -483,11 +393,11 @@ class PixelLLM(nn.Module):
 
   def segment(
       self,
-      features: ImageFeatures,
+      features: stages.ImageFeatures,
       boxes: Float[Array, 'B N 4'],
       visual_tokens: Float[Array, 'B N L D'],
       text_features: Float[Array, 'B N T D'],
-  ) -> MaskOutputs:
+  ) -> stages.MaskOutputs:
     """Draws the mask of each box, helped by what the text says.
 
     Args:
@@ -506,4 +416,4 @@ class PixelLLM(nn.Module):
         self.mask_adapter(corners, visual_tokens, text_features),
         self.prompt_encoder.no_mask(),
     )
-    return MaskOutputs(logits=prediction.logits, iou=prediction.iou)
+    return stages.MaskOutputs(logits=prediction.logits, iou=prediction.iou)

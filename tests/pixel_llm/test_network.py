@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from pixel_llm import network
+from pixel_llm import stages
 from pixel_llm.golden import case as case_lib
 from pixel_llm.golden import compare
 from pixel_llm.golden.runners import whole_model
@@ -40,7 +40,7 @@ def refseg():
   return (lambda *a: apply({'params': case.params}, *a)), arrays
 
 
-def predictions(outputs: network.Outputs):
+def predictions(outputs: stages.Outputs):
   return {
       'logits': outputs.text.logits,
       'points': outputs.location.points,

@@ -17,6 +17,7 @@ from pixel_llm import geometry
 from pixel_llm import inference
 from pixel_llm import losses
 from pixel_llm import network
+from pixel_llm import stages
 from pixel_llm.golden import case as case_lib
 from pixel_llm.modules import bert_text_head
 from pixel_llm.modules import eva02_vit
@@ -181,7 +182,7 @@ def _read_batch(inputs: Mapping[str, np.ndarray], variant: str = '') -> Arrays:
   return batch
 
 
-def _forward(net: network.PixelLLM, params, batch: Arrays) -> network.Outputs:
+def _forward(net: network.PixelLLM, params, batch: Arrays) -> stages.Outputs:
   return net.apply(
       {'params': params},
       batch['image'],
@@ -195,9 +196,9 @@ def _forward(net: network.PixelLLM, params, batch: Arrays) -> network.Outputs:
 def _original_losses(
     net: network.PixelLLM,
     settings: Mapping[str, Any],
-    outputs: network.Outputs,
+    outputs: stages.Outputs,
     batch: Arrays,
-) -> tuple[Arrays, network.PointTargets]:
+) -> tuple[Arrays, stages.PointTargets]:
   """The original's losses: a flag scales its loss by the batch mean.
 
   The product weighs per example instead (QUIRKS, mend 6); both agree on
