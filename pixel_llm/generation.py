@@ -176,9 +176,7 @@ class Greedy:
 
     def write_one(state):
       index, sequences, log_prob, ended, beams = state
-      logits, new = step(
-          decode_cache.DecodeCache(cache.shared, beams), sequences, index
-      )
+      logits, new = step(cache.replace(beams=beams), sequences, index)
       logits = logits.astype(jnp.float32)
       previous = jax.lax.dynamic_index_in_dim(sequences, index, 2)
       repeats = jnp.arange(logits.shape[-1]).reshape(1, 1, -1) == previous

@@ -90,7 +90,8 @@ class Layout:
       tree: such as the parameters of a model, or their shapes.
 
     Returns:
-      The number of members by name, as in `{'encoder/encoder': 1}`.
+      How many members take turns, by name; 0 if the layers are all alike and
+      the stack has no members: `{'encoder/encoder': 0, 'tower/blocks': 8}`.
     """
     found = {}
 
@@ -98,7 +99,9 @@ class Layout:
       for names in self._kinds(path):
         if isinstance(node.get(names.scanned), Mapping):
           name = '/'.join((*path, names.scanned))
-          found[name] = len(names.members(node[names.scanned]))
+          stack = node[names.scanned]
+          members = names.members(stack)
+          found[name] = 0 if members[0] is stack else len(members)
       return node
 
     _walk(tree, look)
@@ -140,9 +143,10 @@ class Layout:
         layers = {names.number(str(key)): key for key in node}
         layers.pop(None, None)
         period = next(
-            (p for n, p in periods.items() if f'/{name}'.endswith(f'/{n}')), 0
+            (p for n, p in periods.items() if f'/{name}'.endswith(f'/{n}')),
+            None,
         )
-        if period and layers:
+        if period is not None and layers:
           rest = {k: v for k, v in node.items() if k not in layers.values()}
           layers = {i: node[key] for i, key in sorted(layers.items())}
           stack = self._stacked(names, layers, path, period)
@@ -252,20 +256,20 @@ class Layout:
     def full(number, *rest):
       return '/'.join((*path, names.layer.format(number), *rest))
 
-    count = max(layers) + 1
+    count, step = max(layers) + 1, max(period, 1)
     missing = [i for i in range(count) if i not in layers]
     if missing:
       raise ValueError(
           f'{full(missing[0])} is missing below {full(count - 1)}.'
       )
-    if count % period:
+    if count % step:
       raise ValueError(
           f'{full(0)} to {full(count - 1)} do not divide into groups of'
           f' {period}, which the scanned form is made of.'
       )
     members = {}
-    for first in range(period):
-      turns = range(first, count, period)
+    for first in range(step):
+      turns = range(first, count, step)
       like = _by_name(layers[first])
       columns = {name: [] for name in like}
       for i in turns:
@@ -285,7 +289,7 @@ class Layout:
           jax.tree.structure(layers[first]),
           [_stack(c, self._axis(len(c[0].shape))) for c in columns.values()],
       )
-    return members if period > 1 else next(iter(members.values()))
+    return members if period else members[names.layer.format(0)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,19 +6,36 @@ RefA: GIT (arXiv 2205.14100), Sec. 3.1; RefB: BERT (arXiv 1810.04805).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from flax import linen as nn
+from flax import struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pixel_llm import axes
 from pixel_llm.modules import bert_attention
 from pixel_llm.modules import layers
+from t5x import layer_stack
 
 # Released weights expect exactly these; they differ by layer.
 EMBEDDING_EPSILON = 1e-8
 ATTENTION_EPSILON = 1e-5
 MLP_EPSILON = 1e-12
+
+
+@struct.dataclass
+class StackSource:
+  """Positions that the queries of all layers look at.
+
+  Attributes:
+    layers: keys and values of each layer, in the form of the stack: a list, or
+      one `KeysValues` whose arrays have the layers as first axis.
+    mask: True where a query sees a position.
+  """
+
+  layers: Any
+  mask: Bool[Array, '*#rows #A #q S']
 
 
 class Table(nn.Module):
@@ -158,6 +175,11 @@ class Attention(nn.Module):
     return y, own
 
 
+def _axes_before(x: Array, width: str) -> tuple[str | None, ...]:
+  """Names the axes of positions; while decoding, beams stand behind the rows."""
+  return (axes.BATCH, *(None,) * (x.ndim - 3), axes.LENGTH, width)
+
+
 class Intermediate(nn.Module):
   """First half of the MLP.
 
@@ -179,7 +201,8 @@ class Intermediate(nn.Module):
         dtype=self.dtype,
         name='dense',
     )(x)
-    return layers.exact_gelu(y)
+    y = layers.exact_gelu(y)
+    return layers.constrain(y, *_axes_before(y, axes.MLP))
 
 
 class Layer(nn.Module):
@@ -206,6 +229,7 @@ class Layer(nn.Module):
       deterministic: bool,
   ) -> tuple[Float[Array, '*rows q D'], bert_attention.KeysValues]:
     """Maps positions; see `SelfAttention`."""
+    x = layers.constrain(x, *_axes_before(x, axes.EMBED))
     x, own = Attention(
         self.num_heads, self.dropout_rate, self.dtype, name='attention'
     )(x, mask, before, deterministic)
@@ -224,6 +248,8 @@ class Encoder(nn.Module):
     num_heads: heads.
     mlp_dim: hidden width of the MLPs.
     dropout_rate: of attention weights and outputs.
+    scan_layers: whether the layers are one scanned layer, named `layer`.
+    remat_policy: what the backward pass recomputes; see `t5x.layer_stack`.
     dtype: type of the computation.
   """
 
@@ -231,6 +257,8 @@ class Encoder(nn.Module):
   num_heads: int
   mlp_dim: int
   dropout_rate: float
+  scan_layers: bool = False
+  remat_policy: str = layer_stack.NO_REMAT
   dtype: layers.DType = jnp.float32
 
   @nn.compact
@@ -238,34 +266,53 @@ class Encoder(nn.Module):
       self,
       x: Float[Array, '*rows q D'],
       mask: Bool[Array, '*#rows #A #q q'],
-      before: Sequence[Sequence[bert_attention.Source]],
+      before: Sequence[StackSource],
       deterministic: bool,
-  ) -> tuple[
-      list[Float[Array, '*rows q D']], tuple[bert_attention.KeysValues, ...]
-  ]:
+  ) -> tuple[list[Float[Array, '*rows q D']], Any]:
     """Maps positions.
 
     Args:
       x: embedded positions.
       mask: which of them see each other.
-      before: what else they see, layer by layer.
+      before: what else they see.
       deterministic: turns dropout off.
 
     Returns:
-      Hidden states, the embeddings first, and what each layer keeps.
+      Hidden states, the embeddings first, and the keys and values of each
+      layer, in the form of the stack.
     """
-    hidden, kept = [x], []
-    for i in range(self.num_layers):
-      x, own = Layer(
+
+    def make_layer(name):
+      return Layer(
           self.num_heads,
           self.mlp_dim,
           self.dropout_rate,
           self.dtype,
-          name=f'layer.{i}',
-      )(x, mask, before[i], deterministic)
-      hidden.append(x)
-      kept.append(own)
-    return hidden, tuple(kept)
+          name=name,
+      )
+
+    def read(layer, x, *kept):
+      sources = [
+          bert_attention.Source(keys_values, source.mask)
+          for keys_values, source in zip(kept, before)
+      ]
+      x, own = layer(x, mask, sources, deterministic)
+      return x, (x, own)
+
+    last, outputs = layer_stack.run(
+        read,
+        make_layer('layer')
+        if self.scan_layers
+        else [make_layer(f'layer.{i}') for i in range(self.num_layers)],
+        x,
+        *(source.layers for source in before),
+        num_layers=self.num_layers,
+        remat_policy=self.remat_policy,
+    )
+    states, kept = outputs if self.scan_layers else map(list, zip(*outputs))
+    # If no other state is read, those of a scan are never written.
+    hidden = [x, *(states[i] for i in range(self.num_layers - 1)), last]
+    return hidden, kept
 
 
 class Transformer(nn.Module):
@@ -281,10 +328,8 @@ class Transformer(nn.Module):
       self,
       x: Float[Array, '*rows q D'],
       mask: Bool[Array, '*#rows #A #q q'],
-      before: Sequence[Sequence[bert_attention.Source]],
+      before: Sequence[StackSource],
       deterministic: bool,
-  ) -> tuple[
-      list[Float[Array, '*rows q D']], tuple[bert_attention.KeysValues, ...]
-  ]:
+  ) -> tuple[list[Float[Array, '*rows q D']], Any]:
     """Maps positions; see `Encoder`."""
     return self.encoder(x, mask, before, deterministic)

@@ -15,6 +15,7 @@ RefA: GIT (arXiv 2205.14100), Sec. 3.1; RefB: "Pixel Aligned Language Models"
 
 from collections.abc import Sequence
 import difflib
+from typing import Any
 
 from flax import linen as nn
 from flax import struct
@@ -30,6 +31,7 @@ from pixel_llm.modules import decode_cache
 from pixel_llm.modules import layers
 from pixel_llm.modules import text_head
 from pixel_llm.modules import visual_projection
+from t5x import layer_stack
 
 _FUSIONS = ('sum', 'concat')
 
@@ -39,10 +41,11 @@ class EncodedPrefix(text_head.EncodedPrompt):
   """Visual tokens and context as the text sees them.
 
   Attributes:
-    layers: keys and values of every layer.
+    layers: keys and values of every layer, in the form of the stack: a list, or
+      arrays with the layers as first axis.
   """
 
-  layers: tuple[bert_attention.KeysValues, ...]
+  layers: Any
 
 
 def fuse_hidden_states(
@@ -98,6 +101,9 @@ class BertTextHead(nn.Module):
     dropout_rate: of embeddings, attention weights and both outputs of a layer.
     feature_fusion: hidden states that make the features, as
       `fuse_hidden_states` takes it; logits always come from the last one.
+    scan_layers: whether the layers are one scanned layer, whose parameters hold
+      all of them.
+    remat_policy: what the backward pass recomputes; see `t5x.layer_stack`.
     dtype: type of the computation.
   """
 
@@ -109,6 +115,8 @@ class BertTextHead(nn.Module):
   max_length: int = 1024
   dropout_rate: float = 0.1
   feature_fusion: str = 'sum:-1'
+  scan_layers: bool = False
+  remat_policy: str = layer_stack.NO_REMAT
   dtype: layers.DType = jnp.float32
 
   def setup(self):
@@ -136,6 +144,8 @@ class BertTextHead(nn.Module):
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
             dropout_rate=self.dropout_rate,
+            scan_layers=self.scan_layers,
+            remat_policy=self.remat_policy,
             dtype=self.dtype,
             # The transformer adopts it.
             parent=None,
@@ -191,9 +201,7 @@ class BertTextHead(nn.Module):
       x = jnp.concatenate([x, context], axis=1)
       mask = jnp.concatenate([mask, context_tokens > 0], axis=1)
     x = spmd.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, axes.EMBED))
-    _, kept = self.transformer(
-        x, mask[:, None, None, :], [()] * self.num_layers, deterministic
-    )
+    _, kept = self.transformer(x, mask[:, None, None, :], (), deterministic)
     return EncodedPrefix(mask=mask, layers=kept)
 
   def decode(
@@ -226,7 +234,7 @@ class BertTextHead(nn.Module):
     hidden, _ = self.transformer(
         x,
         causal,
-        [(bert_attention.Source(kv, prefix_mask),) for kv in encoded.layers],
+        [bert_layers.StackSource(encoded.layers, prefix_mask)],
         deterministic,
     )
     return text_head.TextOutput(
@@ -266,14 +274,17 @@ class BertTextHead(nn.Module):
     rows = encoded.mask.shape[0]
     head_dim = self.emb_dim // self.num_heads
     shape = (rows, num_beams, length, self.num_heads, head_dim)
-    beams = [
+    beams = layer_stack.repeat(
         bert_attention.KeysValues(
             keys=jnp.zeros(shape, self.dtype),
             values=jnp.zeros(shape, self.dtype),
-        )
-        for _ in range(self.num_layers)
-    ]
-    return decode_cache.DecodeCache(shared=encoded, beams=beams)
+        ),
+        num_layers=self.num_layers,
+        scan_layers=self.scan_layers,
+    )
+    return decode_cache.DecodeCache(
+        shared=encoded, beams=beams, beams_axis=int(self.scan_layers)
+    )
 
   def decode_step(
       self,
@@ -294,29 +305,26 @@ class BertTextHead(nn.Module):
     tokens = jax.lax.dynamic_slice_in_dim(sequences, index, 1, axis=2)
     x = self.embedding(tokens, jnp.full((1, 1, 1), index), True)
     # One axis more than in `decode`: the beams stand behind the rows.
+    beams_axis = cache.beams_axis + 1
+    prefix = jax.tree.map(
+        lambda kv: jnp.expand_dims(kv, beams_axis), cache.shared.layers
+    )
     prefix_mask = cache.shared.mask[:, None, None, None, :]
-    prefix = jax.tree.map(lambda kv: kv[:, None], cache.shared.layers)
     written = jnp.arange(sequences.shape[2]).reshape(1, 1, 1, 1, -1) < index
     hidden, kept = self.transformer(
         x,
         jnp.ones((1, 1, 1, 1, 1), bool),
         [
-            (
-                bert_attention.Source(of_prefix, prefix_mask),
-                bert_attention.Source(of_text, written),
-            )
-            for of_prefix, of_text in zip(prefix, cache.beams)
+            bert_layers.StackSource(prefix, prefix_mask),
+            bert_layers.StackSource(cache.beams, written),
         ],
         True,
     )
-    beams = [
-        jax.tree.map(
-            lambda room, new: jax.lax.dynamic_update_slice_in_dim(
-                room, new, index, axis=2
-            ),
-            of_text,
-            own,
-        )
-        for of_text, own in zip(cache.beams, kept)
-    ]
+    beams = jax.tree.map(
+        lambda room, new: jax.lax.dynamic_update_slice_in_dim(
+            room, new, index, axis=beams_axis + 1
+        ),
+        cache.beams,
+        kept,
+    )
     return self.output(hidden[-1])[:, :, 0], cache.replace(beams=beams)

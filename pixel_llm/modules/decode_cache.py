@@ -4,6 +4,7 @@ from typing import Any
 
 from flax import struct
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 
@@ -16,15 +17,22 @@ class DecodeCache:
       the keys and values of the encoded image.
     beams: arrays [M, K, …] that belong to one beam, such as the keys and values
       of its own text.
+    beams_axis: how many axes `beams` have before these, 1 for scanned layers.
   """
 
   shared: Any
   beams: Any
+  beams_axis: int = struct.field(pytree_node=False, default=0)
 
   def reorder(self, parents: Int[Array, 'M K']) -> 'DecodeCache':
     """Moves the state of beam `parents[m, k]` to slot (m, k)."""
     # vmap keeps the rows a batch axis, so sharded rows stay where they are.
-    pick = jax.vmap(lambda x, index: x[index])
+    axis = self.beams_axis
+    pick = jax.vmap(
+        lambda x, index: jnp.take(x, index, axis=axis),
+        in_axes=(axis, 0),
+        out_axes=axis,
+    )
     return self.replace(
         beams=jax.tree.map(lambda x: pick(x, parents), self.beams)
     )

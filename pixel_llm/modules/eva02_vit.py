@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from pixel_llm import axes
 from pixel_llm.modules import layers
+from t5x import layer_stack
 
 # RefB section 3.3.
 ROTARY_BASE = 10000.0
@@ -104,7 +105,13 @@ class Attention(nn.Module):
             bias_name, layers.zeros_init, (dim,), (axes.JOINED_KV,)
         )
         y += layers.align_last(bias, y.ndim).astype(self.dtype)
-      return layers.split_heads(y, self.num_heads)
+      return layers.constrain(
+          layers.split_heads(y, self.num_heads),
+          axes.BATCH,
+          axes.LENGTH,
+          axes.HEADS,
+          axes.KV,
+      )
 
     query = rotate(project('q_proj', 'q_bias'), angles)
     key = rotate(project('k_proj', None), angles)
@@ -154,13 +161,11 @@ class Block(nn.Module):
   Attributes:
     num_heads: number of attention heads.
     mlp_dim: hidden width of the SwiGLU.
-    drop_path_rate: probability of skipping a branch in training.
     dtype: type of the computation.
   """
 
   num_heads: int
   mlp_dim: int
-  drop_path_rate: float = 0.0
   dtype: layers.DType = jnp.float32
 
   @nn.compact
@@ -168,16 +173,27 @@ class Block(nn.Module):
       self,
       x: Float[Array, 'B S D'],
       angles: Float[Array, 'hw E'],
+      drop_path_rate: float | Float[Array, ''] = 0.0,
       enable_dropout: bool = False,
   ) -> Float[Array, 'B S D']:
-    """Refines the tokens."""
+    """Refines the tokens.
+
+    Args:
+      x: class token and patches.
+      angles: as `rotary_angles` returns them.
+      drop_path_rate: probability of skipping a branch.
+      enable_dropout: whether branches may drop at all.
+
+    Returns:
+      The refined tokens.
+    """
     x = layers.constrain(x, axes.BATCH, axes.LENGTH, axes.EMBED)
     y = layers.LayerNorm(dtype=self.dtype, name='norm1')(x)
     y = Attention(self.num_heads, self.dtype, name='attn')(y, angles)
-    x += layers.DropPath(self.drop_path_rate)(y, enable_dropout)
+    x += layers.DropPath(drop_path_rate)(y, enable_dropout)
     y = layers.LayerNorm(dtype=self.dtype, name='norm2')(x)
     y = SwiGlu(self.mlp_dim, self.dtype, name='mlp')(y)
-    return x + layers.DropPath(self.drop_path_rate)(y, enable_dropout)
+    return x + layers.DropPath(drop_path_rate)(y, enable_dropout)
 
 
 class Eva02Vit(nn.Module):
@@ -193,6 +209,9 @@ class Eva02Vit(nn.Module):
     pretrain_image_size: side in pixels that the position table was made for.
     use_final_norm: whether a layer norm follows the last block.
     drop_path_rate: rate of the last block; it grows linearly from 0.
+    scan_layers: whether one block is compiled for all, and `blocks` holds their
+      parameters.
+    remat_policy: what the backward pass recomputes; see `t5x.layer_stack`.
     dtype: type of the computation.
   """
 
@@ -204,6 +223,8 @@ class Eva02Vit(nn.Module):
   pretrain_image_size: int = 224
   use_final_norm: bool = True
   drop_path_rate: float = 0.1
+  scan_layers: bool = False
+  remat_policy: str = layer_stack.NO_REMAT
   dtype: layers.DType = jnp.float32
 
   def grid_size(self, height: int, width: int) -> tuple[int, int]:
@@ -270,15 +291,40 @@ class Eva02Vit(nn.Module):
         axis=1,
     )
     x += self._position_table(height, width).astype(self.dtype)
-    angles = rotary_angles(height, width, head_dim)
-    mlp_dim = int(self.embed_dim * self.mlp_ratio)
-    rates = layers.drop_path_rates(self.drop_path_rate, self.depth)
-    for i, rate in enumerate(rates):
-      x = Block(self.num_heads, mlp_dim, rate, self.dtype, name=f'blocks.{i}')(
-          x, angles, enable_dropout
-      )
+    x = self._blocks(x, rotary_angles(height, width, head_dim), enable_dropout)
     if self.use_final_norm:
       x = layers.LayerNorm(dtype=self.dtype, name='ln_post')(x)
+    return x
+
+  def _blocks(
+      self,
+      x: Float[Array, 'B S D'],
+      angles: Float[Array, 'hw E'],
+      enable_dropout: bool,
+  ) -> Float[Array, 'B S D']:
+    """Passes the tokens through all blocks."""
+    rates = layers.drop_path_rates(self.drop_path_rate, self.depth)
+    may_drop = enable_dropout and any(rates)
+
+    def make_block(name):
+      mlp_dim = int(self.embed_dim * self.mlp_ratio)
+      return Block(self.num_heads, mlp_dim, self.dtype, name=name)
+
+    def refine(block, x, rate):
+      return block(x, angles, rate, may_drop), None
+
+    if self.scan_layers:
+      blocks, rates = make_block('blocks'), jnp.asarray(rates)
+    else:
+      blocks = [make_block(f'blocks.{i}') for i in range(self.depth)]
+    x, _ = layer_stack.run(
+        refine,
+        blocks,
+        x,
+        rates,
+        num_layers=self.depth,
+        remat_policy=self.remat_policy,
+    )
     return x
 
   def _position_table(self, height: int, width: int) -> Float[Array, '1 S D']:

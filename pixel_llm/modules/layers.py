@@ -46,7 +46,7 @@ def param(
   )
 
 
-def constrain(x: Array, *logical_axes: str) -> Array:
+def constrain(x: Array, *logical_axes: str | None) -> Array:
   """Names the axes of an activation for the partitioner; harmless without."""
   return spmd.with_logical_constraint(x, logical_axes)
 
@@ -205,21 +205,23 @@ class DropPath(nn.Module):
     rate: probability of dropping; kept branches are divided by its complement.
   """
 
-  rate: float
+  rate: float | Float[Array, '']
 
   @nn.compact
   def __call__(
       self, x: Float[Array, 'B *L'], enable_dropout: bool
   ) -> Float[Array, 'B *L']:
     """Needs the `dropout` random stream only when something can drop."""
-    if not enable_dropout or self.rate == 0.0:
+    # In a scanned stack the rate is an array.
+    if not enable_dropout or (isinstance(self.rate, float) and not self.rate):
       return x
+    keep_rate = 1.0 - self.rate
     keep = jax.random.bernoulli(
         self.make_rng('dropout'),
-        1.0 - self.rate,
+        keep_rate,
         (x.shape[0],) + (1,) * (x.ndim - 1),
     )
-    return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
+    return jnp.where(keep, x / jnp.asarray(keep_rate, x.dtype), 0)
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:

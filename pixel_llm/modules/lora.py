@@ -132,7 +132,10 @@ def merge(params: Mapping[str, Any], scale: float) -> dict[str, Any]:
           f'Adapter {"/".join(parent)} cannot be merged: it lacks {missing}.'
       )
     left, right = flat[parent + (LEFT,)], flat[parent + (RIGHT,)]
-    delta = jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+    # Between its two axes a scanned kernel has that of the layers.
+    delta = jnp.einsum(
+        'i...r,r...o->i...o', left, right, precision=jax.lax.Precision.HIGHEST
+    )
     kernel = flat[parent + ('kernel',)]
     merged[parent + ('kernel',)] = kernel + (scale * delta).astype(kernel.dtype)
   return traverse_util.unflatten_dict(merged)

@@ -9,7 +9,7 @@ Detection" (arXiv 2203.16527).
 RefC: Li et al., "MViTv2" (arXiv 2112.01526), section 4.1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flax import linen as nn
 import jax
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from pixel_llm import axes
 from pixel_llm.modules import layers
+from t5x import layer_stack
 
 
 def partition_windows(
@@ -100,7 +101,13 @@ class Attention(nn.Module):
         name='qkv',
     )(jnp.reshape(x, (batch, height * width, dim)))
     query, key, value = (
-        layers.split_heads(y, self.num_heads)
+        layers.constrain(
+            layers.split_heads(y, self.num_heads),
+            axes.BATCH,
+            axes.LENGTH,
+            axes.HEADS,
+            axes.KV,
+        )
         for y in jnp.split(qkv, 3, axis=-1)
     )
     bias = self._relative_bias(
@@ -177,7 +184,6 @@ class Block(nn.Module):
     mlp_dim: hidden width of the MLP.
     table_size: side of the relative tables in cells.
     window_size: side of a window in cells; 0 for a global block.
-    drop_path_rate: probability of skipping a branch in training.
     dtype: type of the computation.
   """
 
@@ -185,14 +191,25 @@ class Block(nn.Module):
   mlp_dim: int
   table_size: int
   window_size: int = 0
-  drop_path_rate: float = 0.0
   dtype: layers.DType = jnp.float32
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, 'B h w D'], enable_dropout: bool = False
+      self,
+      x: Float[Array, 'B h w D'],
+      drop_path_rate: float | Float[Array, ''] = 0.0,
+      enable_dropout: bool = False,
   ) -> Float[Array, 'B h w D']:
-    """Refines the map."""
+    """Refines the map.
+
+    Args:
+      x: the map.
+      drop_path_rate: probability of skipping a branch.
+      enable_dropout: whether branches may drop at all.
+
+    Returns:
+      The refined map.
+    """
     x = layers.constrain(
         x, axes.BATCH, axes.GRID_HEIGHT, axes.GRID_WIDTH, axes.EMBED
     )
@@ -206,10 +223,46 @@ class Block(nn.Module):
       y = merge_windows(y, *x.shape[1:3])
     else:
       y = attention(y)
-    x += layers.DropPath(self.drop_path_rate)(y, enable_dropout)
+    x += layers.DropPath(drop_path_rate)(y, enable_dropout)
     y = layers.LayerNorm(dtype=self.dtype, name='norm2')(x)
     y = MlpBlock(self.mlp_dim, self.dtype, name='mlp')(y)
-    return x + layers.DropPath(self.drop_path_rate)(y, enable_dropout)
+    return x + layers.DropPath(drop_path_rate)(y, enable_dropout)
+
+
+class Blocks(nn.Module):
+  """Blocks `blocks.0`, `blocks.1` … in a row.
+
+  Attributes:
+    num_blocks: how many.
+    make_block: makes one, from its number.
+    remat_policy: what the backward pass recomputes; see `t5x.layer_stack`.
+  """
+
+  num_blocks: int
+  make_block: Callable[[int], Block]
+  remat_policy: str = layer_stack.NO_REMAT
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Float[Array, 'B h w D'],
+      drop_path_rates: Sequence[float] | Float[Array, 'n'],
+      enable_dropout: bool,
+  ) -> Float[Array, 'B h w D']:
+    """Refines the map; each block drops branches at its own rate."""
+
+    def refine(block, x, rate):
+      return block(x, rate, enable_dropout), None
+
+    x, _ = layer_stack.run(
+        refine,
+        [self.make_block(i) for i in range(self.num_blocks)],
+        x,
+        drop_path_rates,
+        num_layers=self.num_blocks,
+        remat_policy=self.remat_policy,
+    )
+    return x
 
 
 class Neck(nn.Module):
@@ -261,6 +314,9 @@ class SamImageEncoder(nn.Module):
     global_block_indexes: blocks that attend over the whole map (RefB).
     drop_path_rate: rate of the last block; it grows linearly from 0. Every
       recipe freezes this tower, so it is 0.
+    scan_layers: whether one group of blocks is compiled for all, from one
+      global block to the next, and `blocks` holds their parameters.
+    remat_policy: what the backward pass recomputes; see `t5x.layer_stack`.
     dtype: type of the computation.
   """
 
@@ -274,6 +330,8 @@ class SamImageEncoder(nn.Module):
   window_size: int = 14
   global_block_indexes: Sequence[int] = (7, 15, 23, 31)
   drop_path_rate: float = 0.0
+  scan_layers: bool = False
+  remat_policy: str = layer_stack.NO_REMAT
   dtype: layers.DType = jnp.float32
 
   @nn.compact
@@ -303,19 +361,61 @@ class SamImageEncoder(nn.Module):
     )(images)
     grid_size = self.image_size // self.patch_size
     x += self._position_table(grid_size, *x.shape[1:3]).astype(self.dtype)
+    x = self._blocks(x, grid_size, enable_dropout)
+    return Neck(self.output_dim, self.dtype, name='neck')(x)
+
+  def _period(self) -> int:
+    """How many blocks the scanned form repeats: the fewest that it can.
+
+    With global blocks 7, 15, 23 and 31 of 32 it is 8.
+
+    Raises:
+      ValueError: if the blocks do not repeat.
+    """
+    is_global = [i in self.global_block_indexes for i in range(self.depth)]
+    for period in range(1, self.depth):
+      repeats = self.depth // period
+      if is_global[:period] * repeats == is_global:
+        return period
+    raise ValueError(
+        'SamImageEncoder.scan_layers needs blocks that repeat, but with'
+        f' global_block_indexes={tuple(self.global_block_indexes)} no group of'
+        f' them gives the depth={self.depth} of the tower when repeated. Set'
+        ' scan_layers to False, or space the global blocks evenly up to the'
+        ' last.'
+    )
+
+  def _blocks(
+      self, x: Float[Array, 'B h w D'], grid_size: int, enable_dropout: bool
+  ) -> Float[Array, 'B h w D']:
+    """Passes the map through all blocks."""
     rates = layers.drop_path_rates(self.drop_path_rate, self.depth)
-    for i, rate in enumerate(rates):
+    may_drop = enable_dropout and any(rates)
+
+    def make_block(i):
       is_global = i in self.global_block_indexes
-      x = Block(
+      return Block(
           self.num_heads,
           int(self.embed_dim * self.mlp_ratio),
           table_size=grid_size if is_global else self.window_size,
           window_size=0 if is_global else self.window_size,
-          drop_path_rate=rate,
           dtype=self.dtype,
           name=f'blocks.{i}',
-      )(x, enable_dropout)
-    return Neck(self.output_dim, self.dtype, name='neck')(x)
+      )
+
+    if not self.scan_layers:
+      blocks = Blocks(self.depth, make_block, self.remat_policy)
+      nn.share_scope(self, blocks)
+      return blocks(x, rates, may_drop)
+    period = self._period()
+    x, _ = layer_stack.run(
+        lambda group, x, rates: (group(x, rates, may_drop), None),
+        Blocks(period, make_block, self.remat_policy, name='blocks'),
+        x,
+        jnp.reshape(jnp.asarray(rates), (-1, period)),
+        num_layers=self.depth // period,
+    )
+    return x
 
   def _position_table(
       self, grid_size: int, height: int, width: int

@@ -192,6 +192,11 @@ def _constrain(x):
   )
 
 
+def _constrain_residual(x):
+  """Names the axes of a layer's input for the partitioner."""
+  return spmd.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, axes.EMBED))
+
+
 class EncoderLayer(nn.Module):
   """Self-attention and MLP, each normed before and added.
 
@@ -212,6 +217,7 @@ class EncoderLayer(nn.Module):
   ) -> Float[Array, 'M S D']:
     """Maps a sequence; `bias` holds mask and relative positions."""
     cfg = self.config
+    x = _constrain_residual(x)
 
     def norm(name):
       return layers.LayerNorm(dtype=cfg.dtype, name=name)
@@ -257,6 +263,7 @@ class DecoderLayer(nn.Module):
       deterministic: bool,
   ) -> Float[Array, 'M T D']:
     """Maps a sequence; the biases hold masks and relative positions."""
+    x = _constrain_residual(x)
     y = self.pre_self_attention_layer_norm(x)
     y = self.self_attention(y, y, self_bias, deterministic)
     x = x + self.dropout(y, deterministic=deterministic)

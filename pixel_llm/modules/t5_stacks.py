@@ -6,6 +6,8 @@ once, or one position at a time over a cache.
 RefA: T5 (arXiv 1910.10683); RefB: LoRA (arXiv 2106.09685).
 """
 
+from typing import Any
+
 from flax import linen as nn
 from flax import struct
 import jax
@@ -16,6 +18,7 @@ from pixel_llm import axes
 from pixel_llm.modules import decode_cache
 from pixel_llm.modules import t5_layers
 from pixel_llm.modules import text_head
+from t5x import layer_stack
 from t5x.examples.t5 import layers
 from t5x.examples.t5 import network
 
@@ -112,10 +115,19 @@ class Encoder(nn.Module):
     ) + t5_layers.mask_bias(pairs, cfg.dtype)
     x = t5_layers.dropout(cfg)(x, deterministic=deterministic)
     x = x.astype(cfg.dtype)
-    for i in range(cfg.num_encoder_layers):
-      x = t5_layers.EncoderLayer(
-          cfg, cfg.encoder_adapter(), name=f'layers_{i}'
-      )(x, bias, deterministic)
+
+    def make_layer(name):
+      return t5_layers.EncoderLayer(cfg, cfg.encoder_adapter(), name=name)
+
+    x, _ = layer_stack.run(
+        lambda layer, x: (layer(x, bias, deterministic), None),
+        make_layer('encoder')
+        if cfg.scan_layers
+        else [make_layer(f'layers_{i}') for i in range(cfg.num_encoder_layers)],
+        x,
+        num_layers=cfg.num_encoder_layers,
+        remat_policy=cfg.remat_policy,
+    )
     x = layers.LayerNorm(dtype=cfg.dtype, name='encoder_norm')(x)
     # Elementwise, unlike all other dropouts of T5.
     return nn.Dropout(rate=cfg.dropout_rate)(x, deterministic=deterministic)
@@ -136,10 +148,14 @@ class Decoder(nn.Module):
     """Makes the stack."""
     cfg = self.config
     self.relpos_bias = t5_layers.relative_biases(cfg)
-    self.layers = [
-        t5_layers.DecoderLayer(cfg, cfg.decoder_adapter())
-        for _ in range(cfg.num_decoder_layers)
-    ]
+    # The names of T5X's parameters: `layers_0`, `layers_1` … or `decoder`.
+    if cfg.scan_layers:
+      self.decoder = t5_layers.DecoderLayer(cfg, cfg.decoder_adapter())
+    else:
+      self.layers = [
+          t5_layers.DecoderLayer(cfg, cfg.decoder_adapter())
+          for _ in range(cfg.num_decoder_layers)
+      ]
     self.decoder_norm = layers.LayerNorm(dtype=cfg.dtype)
     self.dropout = t5_layers.dropout(cfg)
     if not cfg.logits_via_embedding:
@@ -148,6 +164,24 @@ class Decoder(nn.Module):
           dtype=jnp.float32,
           kernel_axes=(axes.EMBED, axes.VOCAB),
       )
+
+  def _run(
+      self,
+      body: layer_stack.Body,
+      carry: Any,
+      *per_layer: Any,
+      remat_policy: str = layer_stack.NO_REMAT,
+  ) -> tuple[Any, Any]:
+    """Passes `carry` through the layers; see `layer_stack.run`."""
+    cfg = self.config
+    return layer_stack.run(
+        body,
+        self.decoder if cfg.scan_layers else self.layers,
+        carry,
+        *per_layer,
+        num_layers=cfg.num_decoder_layers,
+        remat_policy=remat_policy,
+    )
 
   def _outputs(self, x: Array, deterministic: bool) -> text_head.TextOutput:
     """Norms the last layer's output and scores the vocabulary."""
@@ -179,8 +213,12 @@ class Decoder(nn.Module):
     cross_bias = t5_layers.mask_bias(cross[:, None], cfg.dtype)
     x = self.token_embedder(tokens)
     x = self.dropout(x, deterministic=deterministic).astype(cfg.dtype)
-    for layer in self.layers:
-      x = layer(x, encoded.features, self_bias, cross_bias, deterministic)
+
+    def decode(layer, x):
+      y = layer(x, encoded.features, self_bias, cross_bias, deterministic)
+      return y, None
+
+    x, _ = self._run(decode, x, remat_policy=cfg.remat_policy)
     return self._outputs(x, deterministic)
 
   def start(
@@ -190,23 +228,27 @@ class Decoder(nn.Module):
     cfg = self.config
     rows = encoded.features.shape[0]
     shape = (rows, num_beams, length, cfg.num_heads, cfg.head_dim)
+    _, cross = self._run(
+        lambda layer, _: (None, layer.cross_keys_values(encoded.features)), None
+    )
     shared = {
-        'cross': [
-            layer.cross_keys_values(encoded.features) for layer in self.layers
-        ],
+        'cross': cross,
         'cross_bias': t5_layers.mask_bias(
             encoded.mask[:, None, None, :], cfg.dtype
         ),
         'positions': self.relpos_bias(length, length, False),
     }
-    beams = [
+    beams = layer_stack.repeat(
         {
             'key': jnp.zeros(shape, cfg.dtype),
             'value': jnp.zeros(shape, cfg.dtype),
-        }
-        for _ in self.layers
-    ]
-    return decode_cache.DecodeCache(shared=shared, beams=beams)
+        },
+        num_layers=cfg.num_decoder_layers,
+        scan_layers=cfg.scan_layers,
+    )
+    return decode_cache.DecodeCache(
+        shared=shared, beams=beams, beams_axis=int(cfg.scan_layers)
+    )
 
   def step(
       self,
@@ -230,15 +272,11 @@ class Decoder(nn.Module):
         sequences, index, axis=2, keepdims=False
     )
     x = self.token_embedder(tokens).astype(cfg.dtype)
-    text = []
-    for i, layer in enumerate(self.layers):
-      x, layer_text = layer.step(
-          x,
-          index,
-          cache.shared['cross'][i],
-          cache.beams[i],
-          self_bias,
-          cache.shared['cross_bias'],
+
+    def decode(layer, x, cross, text):
+      return layer.step(
+          x, index, cross, text, self_bias, cache.shared['cross_bias']
       )
-      text.append(layer_text)
+
+    x, text = self._run(decode, x, cache.shared['cross'], cache.beams)
     return self._outputs(x, True), cache.replace(beams=text)

@@ -133,7 +133,7 @@ def test_two_passes_equal_one_pass_over_the_whole_sequence(variables):
     shown = np.ones((len(VISUAL), total), bool)
     shown[:, VISUAL.shape[1] : prefix] = IS_CONTEXT
     mask = (block[None] & shown[:, None])[:, None]
-    hidden, _ = head.transformer(x, mask, [()] * HEAD.num_layers, True)
+    hidden, _ = head.transformer(x, mask, (), True)
     return head.output(hidden[-1])[:, prefix:], hidden[-1][:, prefix:]
 
   logits, features = jax.jit(lambda v: HEAD.apply(v, method=whole))(variables)

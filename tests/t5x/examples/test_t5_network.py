@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5x import layer_layout
 from t5x.examples.t5 import network
 
 KEY = jax.random.key(0)
@@ -41,6 +42,15 @@ def _init(config):
 @pytest.fixture(scope='module')
 def tiny():
   return network.Transformer(TINY), {'params': _init(TINY)['params']}
+
+
+def _scanned(variables):
+  """The tiny model with scanned layers and the same parameters."""
+  config = TINY.replace(scan_layers=True)
+  target = jax.eval_shape(lambda: _init(config))['params']
+  params = layer_layout.Layout().match(variables['params'], target)
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, target)
+  return network.Transformer(config), {'params': params}
 
 
 def _expected_axes(config):
@@ -130,13 +140,18 @@ def test_full_sizes_have_as_many_values_as_public_checkpoints(sizes, count):
   assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == count
 
 
-def test_cached_decoding_equals_full_decoding(tiny):
+@pytest.mark.parametrize('scan_layers', [False, True])
+def test_cached_decoding_equals_full_decoding(tiny, scan_layers):
   model, variables = tiny
+  full_model, full_variables = model, variables
+  if scan_layers:
+    model, variables = _scanned(variables)
+  assert model.scan_layers == scan_layers
   # No padding: a decoder with a cache does not mask by its targets.
   targets = jnp.where(TARGETS == 0, 5, TARGETS)
   inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-  full = model.apply(
-      variables, ENCODER_INPUTS, inputs, targets, enable_dropout=False
+  full = full_model.apply(
+      full_variables, ENCODER_INPUTS, inputs, targets, enable_dropout=False
   )
   encoded = model.apply(
       variables, ENCODER_INPUTS, enable_dropout=False, method='encode'
@@ -151,6 +166,10 @@ def test_cached_decoding_equals_full_decoding(tiny):
       enable_dropout=False,
       decode=True,
   )['cache']
+  # What `cache_offset` tells: the batch is behind the layers.
+  for leaf in jax.tree.leaves(cache):
+    if leaf.ndim > 1:
+      assert leaf.shape[int(scan_layers)] == len(inputs)
   for i in range(length):
     token = inputs[:, i : i + 1]
     logits, changed = model.apply(
@@ -167,6 +186,43 @@ def test_cached_decoding_equals_full_decoding(tiny):
     )
     cache = changed['cache']
     np.testing.assert_allclose(logits[:, 0], full[:, i], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'policy', [pytest.param('none', marks=pytest.mark.slow), 'minimal']
+)
+def test_scanned_layers_give_equal_logits_and_gradients(tiny, policy):
+  def value_and_grad(model, variables):
+    def loss(params):
+      logits = model.apply(
+          {'params': params},
+          ENCODER_INPUTS,
+          DECODER_INPUTS,
+          TARGETS,
+          enable_dropout=False,
+      )
+      return jnp.sum(jnp.sin(logits)), logits
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (_, logits), grads = run(variables['params'])
+    return logits, layer_layout.Layout().unroll(grads)
+
+  model, variables = _scanned(tiny[1])
+  model = network.Transformer(model.config.replace(remat_policy=policy))
+  actual, expected = value_and_grad(model, variables), value_and_grad(*tiny)
+  for one, other in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_scanned_parameters_have_the_layers_second():
+  config = TINY.replace(scan_layers=True)
+  variables = jax.eval_shape(lambda: _init(config))
+  axes = traverse_util.flatten_dict(variables['params_axes'], sep='/')
+  name = 'decoder/decoder/self_attention/query/kernel_axes'
+  assert axes[name].names == ('embed', 'layers', 'joined_kv')
+  scale = variables['params']['encoder']['encoder']['pre_mlp_layer_norm']
+  assert scale['scale'].shape == (8, 2)
+  assert not any('layers_' in name for name in axes)
 
 
 def test_padding_does_not_move_the_logits_of_real_tokens(tiny):
