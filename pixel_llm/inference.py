@@ -7,20 +7,19 @@ masked (`describe`). Everything is a pure function of parameters and arrays.
 RefA: Pixel Aligned Language Models, arXiv 2312.09237, Sec. 3.4.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flax import struct
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from pixel_llm import generation
 from pixel_llm import network
+from pixel_llm import sampling
 from pixel_llm import stages
 from pixel_llm.modules import text_head
 
 Params = Mapping[str, Any]
-# Decodes over a step function; `num_beams` says how wide.
-Decoder = Callable[..., generation.Decoded]
 
 
 @struct.dataclass
@@ -102,7 +101,9 @@ def decode_text(
     params: Params,
     prepared: Prepared,
     text_length: int,
-    decoder: Decoder,
+    decoder: generation.Decoder,
+    prompt_mask: Bool[Array, 'B N'] | None = None,
+    rng: Array | None = None,
 ) -> DecodedTexts:
   """Writes a text for every prompt.
 
@@ -111,12 +112,15 @@ def decode_text(
     params: its parameters.
     prepared: from `prepare`.
     text_length: tokens a text, begin and end included.
-    decoder: such as `generation.Greedy()` or `generation.BeamSearch(4)`.
+    decoder: such as `generation.Greedy()` or
+      `beam_search.BeamSearch(4)`.
+    prompt_mask: False for padding, which gets no text; None for all prompts.
+    rng: for decoders that draw.
 
   Returns:
     The texts of all beams.
   """
-  num_prompts = prepared.visual_tokens.shape[1]
+  num_images, num_prompts = prepared.visual_tokens.shape[:2]
   num_rows = prepared.encoded.mask.shape[0]
   variables = {'params': params}
   cache = module.apply(
@@ -133,6 +137,8 @@ def decode_text(
           num_rows, text_length, module.begin_token_id, module.end_token_id
       ),
       module.end_token_id,
+      None if prompt_mask is None else network.fold_prompts(prompt_mask),
+      None if rng is None else sampling.row_keys(rng, num_images, num_prompts),
   )
   return DecodedTexts(
       tokens=network.unfold_prompts(decoded.tokens, num_prompts),

@@ -57,7 +57,7 @@ class PixelLLMModel(models.BaseModel):
       self,
       module: network.PixelLLM,
       optimizer_def: optimizers.OptimizerDef,
-      decoder: inference.Decoder | None,
+      decoder: generation.Decoder | None,
       *,
       text_loss_weight: float = 1.0,
       point_loss_weight: float = 0.1,
@@ -283,8 +283,9 @@ class PixelLLMModel(models.BaseModel):
 
     Args:
       params: of the network.
-      batch: features; the given text is read, points, boxes and masks not.
-      rng: unused, decoding draws nothing.
+      batch: features; the given text is read, points, boxes and masks not. No
+        text is written for padding of the prompts.
+      rng: for decoders that draw (`sampling.Sample`).
 
     Returns:
       Text tokens [B, N, T], padded with 0, and by name: `scores` [B, N],
@@ -294,7 +295,6 @@ class PixelLLMModel(models.BaseModel):
       [B, N, h, w] over the padded input and `mask_iou` [B, N]. Coordinates are
       pixels of the network input.
     """
-    del rng
     prepared = inference.prepare(
         self.module,
         params,
@@ -309,6 +309,8 @@ class PixelLLMModel(models.BaseModel):
           prepared,
           text_tokens.shape[-1],
           self.decoder,
+          batch['prompt_mask'],
+          rng,
       )
       text_tokens, scores = texts.tokens[:, :, -1], texts.scores[:, :, -1]
     text_tokens = generation.zero_after_end(

@@ -1,11 +1,11 @@
-"""What a text head keeps between two decoded tokens."""
+"""What a text head keeps between two decoded tokens, and the step it takes."""
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 
 @struct.dataclass
@@ -29,10 +29,33 @@ class DecodeCache:
     # vmap keeps the rows a batch axis, so sharded rows stay where they are.
     axis = self.beams_axis
     pick = jax.vmap(
-        lambda x, index: jnp.take(x, index, axis=axis),
+        lambda x, index: jnp.take(x, index, axis=axis, mode='clip'),
         in_axes=(axis, 0),
         out_axes=axis,
     )
     return self.replace(
         beams=jax.tree.map(lambda x: pick(x, parents), self.beams)
     )
+
+
+@runtime_checkable
+class StepFn(Protocol):
+  """Scores the token behind a position."""
+
+  def __call__(
+      self,
+      cache: DecodeCache,
+      sequences: Int[Array, 'M K T'],
+      index: int | Int[Array, ''],
+  ) -> tuple[Float[Array, 'M K V'], DecodeCache]:
+    """Reads position `index` of all beams.
+
+    Args:
+      cache: after the steps 0 … index - 1.
+      sequences: tokens up to `index`, end tokens behind.
+      index: the position.
+
+    Returns:
+      Logits of the token at `index + 1`, and the cache for that step.
+    """
+    ...

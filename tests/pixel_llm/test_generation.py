@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixel_llm import beam_search
 from pixel_llm import generation
 from pixel_llm.golden import case as case_lib
 from pixel_llm.golden import compare
@@ -35,8 +36,8 @@ CONTEXT = jnp.array([[4, 0], [0, 0], [2, 3], [5, 5], [3, 0]])
 EMPTY = decode_cache.DecodeCache(shared=(), beams=())
 DECODERS = [
     generation.Greedy(),
-    generation.BeamSearch(3, 1),
-    generation.BeamSearch(4, 2),
+    beam_search.BeamSearch(3, 1),
+    beam_search.BeamSearch(4, 2),
 ]
 
 
@@ -161,7 +162,9 @@ def test_one_beam_without_repeats_writes_what_greedy_writes():
   table = table.at[jnp.arange(9), jnp.arange(9)].set(-1e4)
   start = generation.start_tokens(1, 7, 0, END)
   greedy = generation.Greedy()(_table_step(table), EMPTY, start, END)
-  beam = generation.BeamSearch(1, 1, 0.0)(_table_step(table), EMPTY, start, END)
+  beam = beam_search.BeamSearch(1, 1, 0.0)(
+      _table_step(table), EMPTY, start, END
+  )
   np.testing.assert_array_equal(greedy.tokens, beam.tokens)
 
 
@@ -181,7 +184,7 @@ def test_a_wide_beam_finds_the_likeliest_text():
           if score > best_score:
             best, best_score = tokens, score
   start = generation.start_tokens(1, 5, 0, END)
-  found = generation.BeamSearch(16, 2)(_table_step(logits), EMPTY, start, END)
+  found = beam_search.BeamSearch(16, 2)(_table_step(logits), EMPTY, start, END)
   np.testing.assert_array_equal(found.best_tokens[0, : len(best)], best)
   np.testing.assert_allclose(found.best_scores[0], best_score, rtol=1e-5)
 
@@ -196,6 +199,6 @@ def test_everything_behind_the_first_end_token_becomes_padding():
 
 def test_bad_settings_are_refused():
   with pytest.raises(ValueError, match='num_beams'):
-    generation.BeamSearch(0, 1)
+    beam_search.BeamSearch(0, 1)
   with pytest.raises(ValueError, match='length is 1'):
     generation.start_tokens(2, 1, 0, END)

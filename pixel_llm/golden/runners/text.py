@@ -6,6 +6,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from pixel_llm import beam_search
 from pixel_llm import generation
 from pixel_llm.golden import case as golden_case
 from pixel_llm.modules import decode_cache
@@ -63,7 +64,7 @@ def run_decoding(case: golden_case.Case) -> dict[str, np.ndarray]:
   for beams in settings['beams']:
     for candidates in settings['candidates per beam']:
       for alpha in settings['alpha']:
-        search = generation.BeamSearch(beams, candidates, alpha)
+        search = beam_search.BeamSearch(beams, candidates, alpha)
         found = search(step, cache, start, settings['end'])
         name = f'out/beam{beams}x{candidates}_alpha{alpha}'
         outputs[f'{name}/tokens'] = np.asarray(found.tokens)

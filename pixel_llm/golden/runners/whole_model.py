@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pixel_llm import beam_search
 from pixel_llm import generation
 from pixel_llm import geometry
 from pixel_llm import inference
@@ -325,12 +326,12 @@ def _described(description: inference.Description, boxes_name: str) -> Arrays:
   return found
 
 
-def _decoder(name: str) -> inference.Decoder:
+def _decoder(name: str) -> generation.Decoder:
   """`greedy`, or `beam4x2` for 4 beams of 2 candidates."""
   if name == 'greedy':
     return generation.Greedy()
   num_beams, per_node = re.fullmatch(r'beam(\d+)x(\d+)', name).groups()
-  return generation.BeamSearch(
+  return beam_search.BeamSearch(
       num_beams=int(num_beams), per_node_beam_size=int(per_node)
   )
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pixel_llm import axes
+from pixel_llm import beam_search
 from pixel_llm import generation
 from pixel_llm.golden import case as case_lib
 from pixel_llm.golden import compare
@@ -43,8 +44,8 @@ IS_CONTEXT = np.asarray(CONTEXT) > 0
 EMPTY = decode_cache.DecodeCache(shared=(), beams=())
 DECODERS = [
     generation.Greedy(),
-    generation.BeamSearch(3, 1),
-    generation.BeamSearch(4, 2),
+    beam_search.BeamSearch(3, 1),
+    beam_search.BeamSearch(4, 2),
 ]
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixel_llm import beam_search
 from pixel_llm import generation
 from pixel_llm import layer_layout
 from pixel_llm.modules import bert_text_head
@@ -46,7 +47,7 @@ END = 1
 SEED = 2
 DECODERS = {
     'greedy': generation.Greedy(),
-    'beams': generation.BeamSearch(num_beams=3, per_node_beam_size=2),
+    'beams': beam_search.BeamSearch(num_beams=3, per_node_beam_size=2),
 }
 
 
