@@ -11,8 +11,11 @@ says which stacks there are, and converts; `t5x.layer_layout` tells how.
     textual/transformer/encoder/layer.2/output  …/encoder/layer/output/…
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from t5x import layer_layout
 
@@ -52,6 +55,26 @@ def to_layout_of(tree: Any, target: Any) -> Any:
     ValueError: if a layer is missing or layers of a stack do not match.
   """
   return LAYOUT.match(tree, target)
+
+
+def layer_names(params: Any) -> dict[str, tuple[str, ...]]:
+  """Names every parameter as the unrolled form does, one name a layer.
+
+  Args:
+    params: parameters or their shapes, in either form.
+
+  Returns:
+    Name of each leaf to its unrolled names: its own, or one for each layer of a
+    scanned parameter.
+  """
+  return LAYOUT.layer_names(params)
+
+
+def per_layer(values: Sequence[float], param: Array) -> Array:
+  """Shapes a number a layer so that it multiplies a scanned parameter."""
+  shape = [1] * param.ndim
+  shape[min(LAYOUT.axis, param.ndim - 1)] = len(values)
+  return jnp.asarray(values, param.dtype).reshape(shape)
 
 
 def restore_layout(

@@ -4,9 +4,11 @@ RefA: the published recipes of "Pixel Aligned Language Models" (arXiv
 2312.09237); RefB: decoupled weight decay (arXiv 1711.05101); RefC: layer-wise
 learning rates as in BEiT (arXiv 2106.08254).
 
-Parameters are named by their path joined with slashes. Every pattern of a
-recipe is checked against the parameter tree, so that a misspelt one fails
-before the first step instead of training what should be frozen.
+Parameters are named by their path joined with slashes, and those of a scanned
+stack layer by layer, with their names in the unrolled form: a recipe means the
+same in both. Every pattern of a recipe is checked against the parameter tree,
+so that a misspelt one fails before the first step instead of training what
+should be frozen.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +20,10 @@ from typing import Any
 import warnings
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from pixel_llm import layer_layout
 from t5x import optimizers
 
 
@@ -186,9 +190,9 @@ class ParamRow:
   decays: bool
 
 
-def _decays(param: Any) -> bool:
+def _decays(num_axes: int) -> bool:
   """Tells whether weight decay applies: one dimension is exempt (RefA)."""
-  return param.ndim != 1
+  return num_axes != 1
 
 
 class ParamGroupOptimizer(optimizers.OptaxWrapper):
@@ -212,6 +216,7 @@ class ParamGroupOptimizer(optimizers.OptaxWrapper):
       lr_multipliers: Sequence[tuple[str, float]] = (),
       layer_decay: LayerDecay | None = None,
       clip_norm: float | None = None,
+      frozen_dtype: Any = None,
   ):
     """Makes the optimizer.
 
@@ -226,11 +231,16 @@ class ParamGroupOptimizer(optimizers.OptaxWrapper):
       lr_multipliers: pairs of such an expression and a factor of the rate.
       layer_decay: layer-wise rates; they multiply with `lr_multipliers`.
       clip_norm: largest global norm of the gradients, None for no limit.
+      frozen_dtype: type in which the train state keeps frozen parameters, such
+        as 'bfloat16'; None keeps theirs.
     """
     self.frozen = tuple(frozen)
     self.lr_multipliers = tuple((p, float(f)) for p, f in lr_multipliers)
     self.layer_decay = layer_decay
     self.weight_decay = weight_decay
+    self.frozen_dtype = (
+        None if frozen_dtype is None else jnp.dtype(frozen_dtype)
+    )
     for pattern in (*self.frozen, *dict(self.lr_multipliers)):
       _compile(pattern)
     steps = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
@@ -251,19 +261,25 @@ class ParamGroupOptimizer(optimizers.OptaxWrapper):
 
   def _decay_and_scale(self, updates: Any, params: Any) -> Any:
     """Adds weight decay and applies each parameter's rate factor."""
+    layers = layer_layout.layer_names(params)
 
     def one(path, update, param):
       name = jax.tree_util.keystr(path, simple=True, separator='/')
-      if self.weight_decay and _decays(param):
+      is_scanned = layers[name] != (name,)
+      if self.weight_decay and _decays(param.ndim - is_scanned):
         update = update + self.weight_decay * param
-      factor = self.lr_factor(name)
-      return update if factor == 1.0 else factor * update
+      factors = [self.lr_factor(layer) for layer in layers[name]]
+      if all(factor == 1.0 for factor in factors):
+        return update
+      if len(set(factors)) == 1:
+        return factors[0] * update
+      return layer_layout.per_layer(factors, update) * update
 
     return jax.tree.map_with_path(one, updates, params)
 
   def _frozen_names(self, params: Any) -> Mapping[str, str]:
     """Checks all patterns and returns the frozen names with their pattern."""
-    names = param_names(params)
+    names = [n for ns in layer_layout.layer_names(params).values() for n in ns]
     frozen = match(names, self.frozen, 'ParamGroupOptimizer.frozen')
     if len(frozen) == len(names):
       raise ValueError(
@@ -291,18 +307,43 @@ class ParamGroupOptimizer(optimizers.OptaxWrapper):
     """Tells which parameters train.
 
     Args:
-      params: parameters, or anything of their structure.
+      params: parameters, or anything of their structure with shapes.
 
     Returns:
       A tree of bool.
 
     Raises:
-      ValueError: if a pattern matches nothing, two match one parameter, or
-        nothing is left to train.
+      ValueError: if a pattern matches nothing, two match one parameter, nothing
+        is left to train, or some layers of a scanned parameter are frozen and
+        others not.
     """
     frozen = self._frozen_names(params)
-    flags = [name not in frozen for name in param_names(params)]
+    layers = layer_layout.layer_names(params)
+    flags = []
+    for name in param_names(params):
+      trained = [layer not in frozen for layer in layers[name]]
+      if len(set(trained)) > 1:
+        kept = layers[name][trained.index(False)]
+        raise ValueError(
+            f'ParamGroupOptimizer.frozen: pattern {frozen[kept]!r} freezes'
+            f' {kept!r}, but {layers[name][trained.index(True)]!r} trains. One'
+            ' array holds both, because the stack is scanned: freeze all layers'
+            ' alike, or set scan_layers of the tower to False.'
+        )
+      flags.append(trained[0])
     return jax.tree.unflatten(jax.tree.structure(params), flags)
+
+  def create(self, target: Any) -> optimizers.Optimizer:
+    """Binds to parameters; see `frozen_dtype`."""
+    if self.frozen_dtype is not None:
+      target = jax.tree.map(
+          lambda trains, x: x
+          if trains or not jnp.issubdtype(x.dtype, jnp.floating)
+          else x.astype(self.frozen_dtype),
+          self.trainable_mask(target),
+          target,
+      )
+    return super().create(target)
 
   def table(self, params: Any) -> list[ParamRow]:
     """Tells how each parameter trains, for a dry run.
@@ -311,9 +352,12 @@ class ParamGroupOptimizer(optimizers.OptaxWrapper):
       params: parameters or their shapes (`jax.eval_shape`).
 
     Returns:
-      A row a parameter, in the tree's order.
+      A row a parameter, and one a layer of scanned ones, in the tree's order.
     """
     frozen = self._frozen_names(params)
+    params = layer_layout.to_unrolled(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    )
     return [
         ParamRow(
             name=name,
@@ -321,7 +365,7 @@ class ParamGroupOptimizer(optimizers.OptaxWrapper):
             count=math.prod(param.shape),
             trained=name not in frozen,
             lr_factor=self.lr_factor(name),
-            decays=bool(self.weight_decay) and _decays(param),
+            decays=bool(self.weight_decay) and _decays(len(param.shape)),
         )
         for name, param in zip(param_names(params), jax.tree.leaves(params))
     ]

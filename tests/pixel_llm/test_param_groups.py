@@ -1,3 +1,4 @@
+import functools
 import pathlib
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from pixel_llm import layer_layout
 from pixel_llm import param_groups
 from pixel_llm import schedules
 from pixel_llm.golden import case as case_lib
@@ -214,4 +216,98 @@ def test_rate_factors_scale_the_step():
   np.testing.assert_allclose(moved['tower']['pos_embed'], 0.0125, rtol=1e-4)
   np.testing.assert_allclose(
       moved['tower']['blocks.0']['bias'], 0.025, rtol=1e-4
+  )
+
+
+def _tower(scanned):
+  """Six blocks with two members and a stem, random, in either form."""
+  rng = np.random.default_rng(0)
+
+  def block(i):
+    return {
+        'kernel': rng.normal(size=(2, 3)).astype('float32'),
+        'bias': rng.normal(size=(3,)).astype('float32'),
+        'table': rng.normal(size=(1, 2, 2 + i % 2)).astype('float32'),
+    }
+
+  tree = {
+      'tower': {f'blocks.{i}': block(i) for i in range(6)}
+      | {'pos_embed': rng.normal(size=(1, 2, 2)).astype('float32')},
+      'head': {'kernel': rng.normal(size=(2, 2)).astype('float32')},
+  }
+  if not scanned:
+    return tree
+  return layer_layout.LAYOUT.scan(tree, {'tower/blocks': 2})
+
+
+def test_scanned_and_unrolled_parameters_get_the_same_updates():
+  optimizer = param_groups.ParamGroupOptimizer(
+      0.1,
+      weight_decay=0.2,
+      clip_norm=1.0,
+      frozen=(r'blocks\.\d/table',),
+      lr_multipliers=((r'blocks\.[23]/bias', 7.0), ('head', 3.0)),
+      layer_decay=param_groups.LayerDecay(
+          6, 0.5, r'tower/blocks\.', ('pos_embed',)
+      ),
+  )
+
+  @jax.jit
+  def update(params, state):
+    grads = jax.tree.map(
+        lambda trains, x: jnp.sin(3 * x) if trains else None,
+        optimizer.trainable_mask(params),
+        params,
+    )
+    return optimizer.apply_gradient(
+        optimizer.hyper_params, params, state, grads
+    )
+
+  trained = []
+  for scanned in (False, True):
+    params = _tower(scanned)
+    state = optimizer.init_state(params)
+    for _ in range(3):
+      params, state = update(params, state)
+    trained.append((params, optimizer.state_dict(params, state)))
+  (unrolled, unrolled_state), (scanned, scanned_state) = trained
+  close = functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-7)
+  jax.tree.map(close, layer_layout.to_unrolled(scanned), unrolled)
+  jax.tree.map(close, layer_layout.to_unrolled(scanned_state), unrolled_state)
+  # What is frozen stays, everything else moves.
+  for name, before, after in zip(
+      param_groups.param_names(unrolled),
+      jax.tree.leaves(_tower(False)),
+      jax.tree.leaves(unrolled),
+  ):
+    assert np.array_equal(before, after) == name.endswith('table'), name
+  assert optimizer.table(scanned) == optimizer.table(unrolled)
+
+
+def test_one_scanned_array_cannot_be_frozen_in_part():
+  optimizer = param_groups.ParamGroupOptimizer(0.1, frozen=(r'blocks\.0/bias',))
+  optimizer.trainable_mask(_tower(False))
+  with pytest.raises(ValueError, match=r"'tower/blocks.2/bias' trains"):
+    optimizer.trainable_mask(_tower(True))
+
+
+@pytest.mark.parametrize('scanned', [False, True])
+def test_frozen_parameters_may_be_kept_in_half_precision(scanned):
+  optimizer = param_groups.ParamGroupOptimizer(
+      0.1, frozen=('^tower/',), frozen_dtype='bfloat16'
+  )
+  state = optimizer.create(_tower(scanned))
+  assert {x.dtype.name for x in jax.tree.leaves(state.target['tower'])} == {
+      'bfloat16'
+  }
+  assert state.target['head']['kernel'].dtype == jnp.float32
+  updated = state.apply_gradient(
+      {
+          'tower': jax.tree.map(lambda _: None, state.target['tower']),
+          'head': {'kernel': jnp.ones((2, 2))},
+      },
+      learning_rate=0.1,
+  )
+  assert jax.tree.map(lambda x: x.dtype, updated.target) == jax.tree.map(
+      lambda x: x.dtype, state.target
   )
