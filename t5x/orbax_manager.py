@@ -77,7 +77,7 @@ class OrbaxCheckpointManagerInterface:
       dataset_iterator: an iterator with `save` and `restore`, or None.
       save_dtype: dtype to which saved parameters are cast, None for theirs.
       restore_dtype: dtype to which restored parameters are cast, None for the
-        stored one.
+        stored one; those that the state keeps in half precision stay so.
       keep: how many checkpoints to keep, None for all.
       period: steps between saves when `save` is not forced.
       checkpoint_steps: more steps at which to save when not forced.
@@ -293,7 +293,8 @@ class OrbaxCheckpointManagerInterface:
 
   def _restored_dtype(self, path: stored_state.Path, leaf: Any) -> Any:
     if path[0] == 'target' and jnp.issubdtype(leaf.dtype, jnp.floating):
-      return self._restore_dtype
+      # A state that keeps a leaf in half precision does so to save memory.
+      return leaf.dtype if leaf.dtype.itemsize < 4 else self._restore_dtype
     return None
 
   def _prune_dataset_checkpoints(self) -> None:

@@ -1,8 +1,8 @@
 """Dense, convolution, norm, MLP and attention that all modules share.
 
-Every parameter is float32 and carries logical axis names. `dtype` is the type
-of the computation: inputs and parameters are cast to it. Norms and softmax are
-computed in float32 whatever the type.
+Every parameter starts in float32 and carries logical axis names. `dtype` is the
+type of the computation: inputs and parameters are cast to it. Norms and softmax
+are computed in float32 whatever the type.
 
 Parameter names follow the released checkpoints: `kernel`, `bias`, `scale`.
 """
@@ -40,10 +40,15 @@ def param(
     shape: Sequence[int],
     logical_axes: Sequence[str],
 ) -> Array:
-  """Creates a float32 parameter of the calling module with its axis names."""
-  return partitioning.param_with_axes(
+  """Creates a float32 parameter of the calling module with its axis names.
+
+  A train state may keep what is frozen in bfloat16; it is computed with in the
+  module's type all the same (the compiler folds two casts into one).
+  """
+  value = partitioning.param_with_axes(
       name, init, tuple(shape), jnp.float32, axes=tuple(logical_axes)
   )
+  return value.astype(jnp.float32)
 
 
 def constrain(x: Array, *logical_axes: str | None) -> Array:

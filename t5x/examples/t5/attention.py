@@ -49,7 +49,7 @@ def dot_product_attention(
     dropout_rate: its rate; one mask serves all query positions.
     deterministic: turns dropout off.
     dtype: type of the weights and of the result.
-    float32_logits: computes logits and softmax in float32.
+    float32_logits: sums logits and computes the softmax in float32.
 
   Returns:
     [batch, query length, heads, head width].
@@ -72,10 +72,13 @@ def dot_product_attention(
         ' equal batch and heads; key and value of equal length, query and key'
         f' of equal width. Got {query.shape}, {key.shape}, {value.shape}.'
     )
-  if float32_logits:
-    query = query.astype(jnp.float32)
-    key = key.astype(jnp.float32)
-  logits = jnp.einsum('bqhd,bkhd->bhqk', query, key)
+  # Products of halves are exact in float32, so they need no cast before.
+  logits = jnp.einsum(
+      'bqhd,bkhd->bhqk',
+      query,
+      key,
+      preferred_element_type=jnp.float32 if float32_logits else None,
+  )
   if bias is not None:
     logits += bias.astype(logits.dtype)
   weights = jax.nn.softmax(logits).astype(dtype)
