@@ -89,9 +89,14 @@ def both_forms(name):
 
 
 @pytest.mark.parametrize(
-    'policy', [pytest.param('none', marks=pytest.mark.slow), 'minimal']
+    'name, policy',
+    [
+        ('t5', 'minimal'),
+        pytest.param('t5', 'none', marks=pytest.mark.slow),
+        pytest.param('bert', 'minimal', marks=pytest.mark.slow),
+        pytest.param('bert', 'none', marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize('name', HEADS)
 def test_both_forms_give_equal_outputs_and_gradients(name, policy):
   def value_and_grad(head, params):
     def loss(params):
@@ -110,7 +115,9 @@ def test_both_forms_give_equal_outputs_and_gradients(name, policy):
     np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize('decoder', DECODERS)
+@pytest.mark.parametrize(
+    'decoder', [pytest.param('greedy', marks=pytest.mark.slow), 'beams']
+)
 @pytest.mark.parametrize('name', HEADS)
 def test_both_forms_decode_the_same_text(name, decoder):
   def decode(head, params):

@@ -1,3 +1,4 @@
+import functools
 import math
 import subprocess
 import sys
@@ -150,15 +151,15 @@ def test_cached_decoding_equals_full_decoding(tiny, scan_layers):
   # No padding: a decoder with a cache does not mask by its targets.
   targets = jnp.where(TARGETS == 0, 5, TARGETS)
   inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-  full = full_model.apply(
+  full = jax.jit(full_model.apply, static_argnames='enable_dropout')(
       full_variables, ENCODER_INPUTS, inputs, targets, enable_dropout=False
   )
-  encoded = model.apply(
-      variables, ENCODER_INPUTS, enable_dropout=False, method='encode'
-  )
+  encode = functools.partial(model.apply, enable_dropout=False, method='encode')
+  encoded = jax.jit(encode)(variables, ENCODER_INPUTS)
   length = inputs.shape[1]
   ones = jnp.ones_like(inputs)
-  cache = model.init(
+  init = jax.jit(model.init, static_argnames=('enable_dropout', 'decode'))
+  cache = init(
       KEY,
       jnp.ones_like(ENCODER_INPUTS),
       ones,
@@ -170,9 +171,10 @@ def test_cached_decoding_equals_full_decoding(tiny, scan_layers):
   for leaf in jax.tree.leaves(cache):
     if leaf.ndim > 1:
       assert leaf.shape[int(scan_layers)] == len(inputs)
-  for i in range(length):
-    token = inputs[:, i : i + 1]
-    logits, changed = model.apply(
+
+  @jax.jit
+  def step(cache, token):
+    return model.apply(
         {**variables, 'cache': cache},
         encoded,
         ENCODER_INPUTS,
@@ -184,6 +186,9 @@ def test_cached_decoding_equals_full_decoding(tiny, scan_layers):
         mutable=['cache'],
         method='decode',
     )
+
+  for i in range(length):
+    logits, changed = step(cache, inputs[:, i : i + 1])
     cache = changed['cache']
     np.testing.assert_allclose(logits[:, 0], full[:, i], rtol=1e-4, atol=1e-5)
 
