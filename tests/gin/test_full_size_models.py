@@ -9,6 +9,7 @@ import pathlib
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import gin
@@ -18,6 +19,7 @@ from pixel_llm import network
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODELS = {'t5': 'gin/models/t5_xl.gin', 'bert': 'gin/models/bert.gin'}
+TINY = 'gin/models/tiny.gin'
 KNOWN_AXES = {v for k, v in vars(axes).items() if k.isupper()}
 
 
@@ -30,7 +32,7 @@ def _build(monkeypatch):
 
   def build(name, *bindings):
     gin.parse_config_files_and_bindings(
-        [MODELS[name], 'gin/models/masks.gin'],
+        [MODELS.get(name, name), 'gin/models/masks.gin'],
         [
             'from __gin__ import dynamic_registration',
             'from pixel_llm import network',
@@ -48,16 +50,19 @@ def _build(monkeypatch):
   gin.clear_config()
 
 
-def init_shapes(net: network.PixelLLM):
-  return jax.eval_shape(
-      net.init,
-      jax.random.key(0),
-      jnp.zeros((1, 384, 384, 3)),
-      jnp.full((1, 2), 384, jnp.int32),
-      jnp.zeros((1, 2, 4)),
-      jnp.zeros((1, 2, 8), jnp.int32),
-      jnp.zeros((1, 2, 16), jnp.int32),
+def inputs(size):
+  rng = np.random.default_rng(0)
+  return (
+      jnp.asarray(rng.uniform(0, 255, (1, size, size, 3)), jnp.float32),
+      jnp.full((1, 2), size, jnp.int32),
+      jnp.array([[[0, 0, size, size], [9.0, 10, 80, 70]]]),
+      jnp.asarray(rng.integers(1, 9, (1, 2, 8)), jnp.int32),
+      jnp.asarray(rng.integers(2, 9, (1, 2, 16)), jnp.int32),
   )
+
+
+def init_shapes(net: network.PixelLLM, size=384):
+  return jax.eval_shape(net.init, jax.random.key(0), *inputs(size))
 
 
 def flat(tree):
@@ -125,3 +130,38 @@ def test_a_misspelt_policy_is_told_with_the_nearest(build):
   net = build('bert', "REMAT_POLICY = 'minmal'")
   with pytest.raises(ValueError, match="Did you mean 'minimal'"):
     init_shapes(net)
+
+
+@pytest.mark.slow
+def test_the_whole_network_computes_the_same_scanned_and_near_it_in_halves(
+    build,
+):
+  four_blocks = (
+      'from pixel_llm.modules import sam_image_encoder',
+      'sam_image_encoder.SamImageEncoder.depth = 4',
+      'sam_image_encoder.SamImageEncoder.global_block_indexes = (1, 3)',
+      "REMAT_POLICY = 'minimal'",
+  )
+  outputs, params = [], None
+  for bindings in (
+      (),
+      ('SCAN_LAYERS = True',),
+      ('SCAN_LAYERS = True', "DTYPE = 'bfloat16'"),
+  ):
+    net = build(TINY, *four_blocks, *bindings)
+    if params is None:
+      params = jax.jit(net.init)(jax.random.key(0), *inputs(160))['params']
+    params = layer_layout.to_layout_of(params, init_shapes(net, 160)['params'])
+    outputs.append(jax.jit(net.apply)({'params': params}, *inputs(160)))
+    gin.clear_config()
+  unrolled, scanned, halves = outputs
+  for one, other in zip(*map(jax.tree.leaves, (scanned, unrolled))):
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+  assert halves.text.logits.dtype == jnp.float32
+  np.testing.assert_allclose(
+      halves.text.logits, unrolled.text.logits, rtol=0.1, atol=0.1
+  )
+  # In pixels of 160.
+  np.testing.assert_allclose(
+      halves.location.points, unrolled.location.points, atol=2
+  )

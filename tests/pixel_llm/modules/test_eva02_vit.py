@@ -119,8 +119,10 @@ def test_bfloat16_stays_close(random_params):
   np.testing.assert_allclose(features.astype('float32'), expected, atol=0.15)
 
 
-def test_named_activations_change_nothing_on_a_mesh(random_params):
-  tower, images = small_tower(), random_images(2, 8, 8)
+@pytest.mark.parametrize('scan_layers', [False, True])
+def test_named_activations_change_nothing_on_a_mesh(random_params, scan_layers):
+  tower = small_tower(scan_layers=scan_layers, remat_policy='minimal')
+  images = random_images(2, 8, 8)
   variables = {'params': random_params(tower, images)}
   expected = jax.jit(tower.apply)(variables, images)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1])[None], ('data', 'model'))
