@@ -54,6 +54,14 @@ class LazyArray:
       )
     return value.astype(self.dtype, copy=False)
 
+  def read(self, index: Any) -> np.ndarray:
+    """Reads a part; here by reading all, where the storage allows no less.
+
+    Args:
+      index: what to read, as numpy would index the array.
+    """
+    return self.get()[index]
+
   def astype(self, dtype: Any) -> 'LazyArray':
     """Returns the same array, to be cast when read."""
     return type(self)(self.shape, dtype, self._get_fn)

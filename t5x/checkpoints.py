@@ -1,14 +1,12 @@
 """Checkpoints: where they lie, the manager of a run, and reading one alone."""
 
 from collections.abc import Sequence
-import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from t5x import checkpoint_utils
-from t5x import orbax_manager
+from t5x import checkpoint_reader
 from t5x import stored_state
 from t5x.checkpoint_dirs import all_steps
 from t5x.checkpoint_dirs import find_checkpoint
@@ -43,7 +41,8 @@ def load_t5x_checkpoint(
   """Reads a checkpoint without a model.
 
   Args:
-    path: a run's directory or a `checkpoint_<step>` directory.
+    path: a run's directory, a `checkpoint_<step>` directory, or the file of
+      T5X's legacy layout.
     step: the step to read of a run's directory, None for its last.
     state_transformation_fns: `(stored, None) -> stored`, applied in order to
       the tree before anything is read.
@@ -58,16 +57,9 @@ def load_t5x_checkpoint(
 
   Raises:
     FileNotFoundError: if there is no checkpoint.
-    ValueError: if it has another layout than Orbax's.
+    ValueError: if it has neither Orbax's layout nor T5X's.
   """
-  path = find_checkpoint(path, step)
-  kind = checkpoint_utils.detect_checkpoint_type(path)
-  if kind is not checkpoint_utils.CheckpointTypes.ORBAX:
-    raise ValueError(
-        f'{path} has the layout {kind.value}; only Orbax checkpoints can be '
-        'read.'
-    )
-  state = stored_state.read_tree(os.path.join(path, orbax_manager.STATE_ITEM))
+  state = checkpoint_reader.read_tree(find_checkpoint(path, step))
   if remap:
     for fn in state_transformation_fns:
       state = fn(state, None)

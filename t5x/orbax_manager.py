@@ -20,13 +20,14 @@ import orbax.checkpoint as ocp
 
 from t5x import best_checkpoints
 from t5x import checkpoint_dirs
+from t5x import checkpoint_reader
 from t5x import checkpoint_utils
 from t5x import dataset_item
 from t5x import multihost
 from t5x import state_matching
 from t5x import stored_state
 
-STATE_ITEM = 'state'
+STATE_ITEM = checkpoint_reader.STATE_ITEM
 DATASET_ITEM = 'dataset'
 
 
@@ -216,7 +217,7 @@ class OrbaxCheckpointManagerInterface:
     """Restores the train state of a step, or of any checkpoint directory.
 
     Args:
-      step: a step of this run, or the path of a `checkpoint_<step>` directory.
+      step: a step of this run, or the path of a checkpoint of any layout.
       fallback_state: a state dict for leaves that the checkpoint lacks, or a
         function from their paths to their values.
       state_transformation_fns: `(stored, target) -> stored`, applied in order
@@ -236,12 +237,7 @@ class OrbaxCheckpointManagerInterface:
       path = checkpoint_dirs.get_checkpoint_dir(self._directory, int(step))
     else:
       path = checkpoint_dirs.absolute(step)
-    kind = checkpoint_utils.detect_checkpoint_type(path)
-    if kind is not checkpoint_utils.CheckpointTypes.ORBAX:
-      raise ValueError(
-          f'{path} has the layout {kind.value}; only Orbax checkpoints '
-          '(a directory `state` in `checkpoint_<step>`) can be restored.'
-      )
+    stored = checkpoint_reader.read_tree(path)
     logging.info('Restoring %s.', path)
     # Without the iterator the run would repeat data: look before reading much.
     dataset_file = os.path.join(path, DATASET_ITEM, self._dataset_filename)
@@ -255,7 +251,6 @@ class OrbaxCheckpointManagerInterface:
       self._dataset_iterator.restore(epath.Path(dataset_file))
 
     target = self._train_state.state_dict()
-    stored = stored_state.read_tree(os.path.join(path, STATE_ITEM))
     for fn in state_transformation_fns:
       stored = fn(stored, target)
     leaves = state_matching.match(stored, target, fallback_state, path)

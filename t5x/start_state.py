@@ -1,6 +1,5 @@
 """Where a training run starts: resumed, restored, or from scratch."""
 
-import os
 from typing import Any
 
 from absl import logging
@@ -8,10 +7,9 @@ import jax
 
 from t5x import checkpoint_config
 from t5x import checkpoint_dirs
-from t5x import orbax_manager
+from t5x import checkpoint_reader
 from t5x import restoring
 from t5x import state_matching
-from t5x import stored_state
 
 
 def check_checkpoint_cfg(
@@ -65,7 +63,7 @@ def check_same_model(
     return
   path = checkpoint_dirs.get_checkpoint_dir(model_dir, step)
   state_matching.check_same_names(
-      stored_state.read_tree(os.path.join(path, orbax_manager.STATE_ITEM)),
+      checkpoint_reader.read_tree(path),
       train_state_shape.state_dict(),
       path,
   )

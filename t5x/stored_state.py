@@ -191,6 +191,17 @@ def _put(leaf: Any, want: Wanted) -> jax.Array:
   if isinstance(leaf, jax.Array):  # a fresh, maybe sharded, value
     value = leaf if want.dtype is None else leaf.astype(want.dtype)
     return jax.device_put(value, want.sharding)
+  if isinstance(leaf, checkpoint_importer.LazyArray):
+    lazy = leaf if want.dtype is None else leaf.astype(want.dtype)
+    parts: dict[str, np.ndarray] = {}
+
+    def read(index):
+      # Devices that hold the same part share one read.
+      if str(index) not in parts:
+        parts[str(index)] = lazy.read(index)
+      return parts[str(index)]
+
+    return jax.make_array_from_callback(lazy.shape, want.sharding, read)
   value = np.asarray(leaf)
   value = value if want.dtype is None else value.astype(want.dtype)
   return jax.make_array_from_callback(
