@@ -1,3 +1,4 @@
+import fractions as fractions_lib
 import math
 import pathlib
 
@@ -121,6 +122,23 @@ def test_merged_adapters_compute_the_same(params):
   np.testing.assert_allclose(
       actual.logits, expected.logits, rtol=1e-4, atol=1e-5
   )
+
+
+def test_merged_kernels_are_exact_to_half_a_unit_in_the_last_place():
+  random = np.random.default_rng(0)
+  kernel, left, right = (
+      random.normal(size=shape).astype(np.float32)
+      for shape in ((24, 16), (24, 4), (4, 16))
+  )
+  tree = {'q': {'kernel': kernel, lora.LEFT: left, lora.RIGHT: right}}
+  merged = lora.merge(tree, 1.5)['q']['kernel']
+  fractions = np.vectorize(lambda x: fractions_lib.Fraction(float(x)))
+  exact = fractions(kernel) + fractions(1.5) * (
+      fractions(left) @ fractions(right)
+  )
+  errors = abs(fractions(merged) - exact) / fractions(np.spacing(abs(merged)))
+  assert merged.dtype == np.float32
+  assert errors.max() <= fractions_lib.Fraction(1, 2) + 2**-20
 
 
 def test_half_an_adapter_cannot_be_merged():
