@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import os
+import pickle
 from typing import Any
 
 from etils import epath
@@ -144,7 +145,15 @@ def _torch(path: str) -> Source:
         f"{path} is a PyTorch file: pip install 'pixel-llm[convert]', or save"
         ' it as safetensors, which needs no PyTorch.'
     ) from error
-  content = torch.load(path, map_location='cpu', weights_only=True)
+  try:
+    content = torch.load(path, map_location='cpu', weights_only=True)
+  except pickle.UnpicklingError as error:
+    raise ValueError(
+        f'{path} holds more than weights, and its code is not run. Save its'
+        ' state dict alone, where it can be trusted.'
+    ) from error
+  if not isinstance(content, Mapping):
+    raise ValueError(f'{path} holds a {type(content).__name__}, not weights.')
   # Training scripts put the weights beside other things.
   for key in ('state_dict', 'model', 'module'):
     if isinstance(content.get(key), Mapping):

@@ -1,9 +1,13 @@
 """What all tests of weights share: PyTorch's tiny models, and our command."""
 
 import os
+import pathlib
+import sys
 
 # Set before the first import: transformers would load TensorFlow as well.
 os.environ['USE_TF'] = '0'
+# The tests share the models that stand beside them.
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from flax import traverse_util
 import pytest

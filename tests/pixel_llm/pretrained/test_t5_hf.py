@@ -1,82 +1,18 @@
 import pathlib
 
 from flax import traverse_util
-import jax.numpy as jnp
-import numpy as np
 import pytest
 import safetensors.torch
+import tiny_t5
 import torch
 import transformers
 
-from pixel_llm.modules import t5_text_head
 from pixel_llm.pretrained import import_weights
 
 TINY_T5X = (
     pathlib.Path(__file__).parents[2]
     / 'data/t5x_tiny/test_t5_tiny.checkpoint_0'
 )
-TOKENS = np.array([[0, 5, 7, 9, 30, 1]])
-CONTEXT = np.array([[4, 6, 8]])
-
-
-def configs(tied):
-  theirs = transformers.T5Config(
-      vocab_size=40,
-      d_model=8,
-      d_kv=3,
-      d_ff=16,
-      num_layers=2,
-      num_decoder_layers=3,
-      num_heads=4,
-      feed_forward_proj='relu' if tied else 'gated-gelu',
-      tie_word_embeddings=tied,
-      dropout_rate=0.0,
-      decoder_start_token_id=0,
-  )
-  return theirs, our_config(theirs)
-
-
-def our_config(theirs, **kwargs):
-  return t5_text_head.T5TextConfig(
-      vocab_size=theirs.vocab_size,
-      emb_dim=theirs.d_model,
-      num_heads=theirs.num_heads,
-      head_dim=theirs.d_kv,
-      mlp_dim=theirs.d_ff,
-      num_encoder_layers=theirs.num_layers,
-      num_decoder_layers=theirs.num_decoder_layers,
-      mlp_activations=('gelu', 'linear') if theirs.is_gated_act else ('relu',),
-      logits_via_embedding=theirs.tie_word_embeddings,
-      dropout_rate=0.0,
-      **kwargs,
-  )
-
-
-def visual(width):
-  return np.random.default_rng(0).normal(size=(1, 5, width)).astype(np.float32)
-
-
-def assert_same_activations(config, params, model):
-  """Compares logits and features of our head and of `transformers`."""
-  source = visual(config.emb_dim)
-  ours = t5_text_head.T5TextHead(config).apply(
-      {'params': params}, source, jnp.asarray(TOKENS), jnp.asarray(CONTEXT)
-  )
-  with torch.no_grad():
-    words = model.get_input_embeddings()(torch.tensor(CONTEXT))
-    theirs = model(
-        inputs_embeds=torch.cat([torch.tensor(source), words], 1),
-        decoder_input_ids=torch.tensor(TOKENS),
-        output_hidden_states=True,
-    )
-  # Our head hides the last position, as the original does.
-  for got, want in (
-      (ours.logits, theirs.logits),
-      (ours.features, theirs.decoder_hidden_states[-1]),
-  ):
-    want = want.numpy()[:, :-1]
-    assert np.std(want) > 0.1
-    np.testing.assert_allclose(got[:, :-1], want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(params=[False, True], ids=['t5_1_1', 't5_1_0'])
@@ -87,12 +23,12 @@ def tied(request):
 def test_a_t5_of_transformers_computes_the_same_here_and_goes_back(
     tied, tmp_path, enlarged, import_params, export
 ):
-  theirs, config = configs(tied)
+  theirs, config = tiny_t5.configs(tied)
   model = enlarged(transformers.T5ForConditionalGeneration(theirs))
   model.save_pretrained(tmp_path / 'hf')
   params, report = import_params(str(tmp_path / 'hf'))
   assert 'T5 of Hugging Face, safetensors' in report
-  assert_same_activations(config, params['textual'], model)
+  tiny_t5.assert_same_activations(config, params['textual'], model)
 
   path = export('t5_hf', params)
   theirs.save_pretrained(path)
@@ -107,17 +43,19 @@ def test_a_t5_of_transformers_computes_the_same_here_and_goes_back(
 def test_copies_of_the_table_are_left_out_by_name(
     tmp_path, enlarged, import_params
 ):
-  theirs, config = configs(tied=True)
+  theirs, config = tiny_t5.configs(tied=True)
   model = enlarged(transformers.T5ForConditionalGeneration(theirs))
   torch.save(model.state_dict(), tmp_path / 'pytorch_model.bin')
   params, report = import_params(str(tmp_path / 'pytorch_model.bin'))
   assert 'encoder.embed_tokens.weight left out: a copy' in report
   assert 'lm_head.weight left out: the output matrix is tied' in report
-  assert_same_activations(config, params['textual'], model)
+  tiny_t5.assert_same_activations(config, params['textual'], model)
 
 
 def test_a_table_that_is_no_copy_is_an_error(tmp_path, enlarged, capsys):
-  model = enlarged(transformers.T5ForConditionalGeneration(configs(False)[0]))
+  model = enlarged(
+      transformers.T5ForConditionalGeneration(tiny_t5.configs(False)[0])
+  )
   tensors = {name: x.clone() for name, x in model.state_dict().items()}
   tensors['encoder.embed_tokens.weight'] += 1
   safetensors.torch.save_file(tensors, tmp_path / 'x.safetensors')
@@ -128,7 +66,9 @@ def test_a_table_that_is_no_copy_is_an_error(tmp_path, enlarged, capsys):
 def test_unknown_and_misshapen_names_are_listed_and_nothing_is_written(
     tmp_path, enlarged, capsys
 ):
-  model = enlarged(transformers.T5ForConditionalGeneration(configs(False)[0]))
+  model = enlarged(
+      transformers.T5ForConditionalGeneration(tiny_t5.configs(False)[0])
+  )
   tensors = {name: x.clone() for name, x in model.state_dict().items()}
   tensors['decoder.extra.weight'] = torch.ones(2)
   tensors['lm_head.weight'] = torch.ones(3)
@@ -171,4 +111,6 @@ def test_the_checkpoint_of_t5x_computes_in_transformers_what_it_does_here(
       path, output_loading_info=True
   )
   assert not any(info[key] for key in ('missing_keys', 'unexpected_keys'))
-  assert_same_activations(our_config(theirs), params['textual'], model.eval())
+  tiny_t5.assert_same_activations(
+      tiny_t5.our_config(theirs), params['textual'], model.eval()
+  )
