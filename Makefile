@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CONVERT_STAMP := $(VENV)/.installed-convert
 RUNS ?= runs
 DATA ?= data
 SAMPLE := $(DATA)/sample
@@ -32,6 +33,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+$(CONVERT_STAMP): $(STAMP) constraints-convert.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-convert.txt
+	@touch $@
+
 data: $(STAMP) ## Convert the bundled sample to ArrayRecord (resumable).
 	$(BIN)/python -m tasks.build refcoco --images $(PICTURES) \
 	  --output $(SAMPLE)/refcoco \
@@ -53,10 +58,10 @@ train: data ## Train tiny_trace, then tiny_refseg; evaluate; write the report.
 	  $(addprefix --image_dir ,$(PICTURES)) --max_samples 200 \
 	  --output $(REPORT)
 
-test: $(STAMP) ## Run the tests (about ten minutes on two cores).
+test: $(CONVERT_STAMP) ## Run the tests (about ten minutes on two cores).
 	$(BIN)/python -m pytest
 
-lint: $(STAMP) ## Check format, style, types and layers.
+lint: $(CONVERT_STAMP) ## Check format, style, types and layers.
 	$(BIN)/pyink --check --quiet pixel_llm tasks t5x tests
 	$(BIN)/ruff check pixel_llm tasks t5x tests
 	$(BIN)/lint-imports
