@@ -29,11 +29,15 @@ class View(NamedTuple):
   offset: tf.Tensor
   hw: tf.Tensor
 
-  def image(self, image: tf.Tensor, size: int) -> tf.Tensor:
-    """Moves a picture [h, w, 3] uint8 to [size, size, 3] uint8."""
+  def pixels(self, image: tf.Tensor, size: int) -> tf.Tensor:
+    """Moves a picture [h, w, 3] to [size, size, 3] float32, 0 to 255."""
     resized = image_ops.resize_image(image, self.resized_hw)
     cropped = image_ops.crop_image(resized, self.offset, self.hw)
-    return image_ops.pad_image(image_ops.to_uint8(cropped), size)
+    return image_ops.pad_image(cropped, size)
+
+  def image(self, image: tf.Tensor, size: int) -> tf.Tensor:
+    """Moves a picture [h, w, 3] uint8 to [size, size, 3] uint8."""
+    return image_ops.to_uint8(self.pixels(image, size))
 
   def masks(self, masks: tf.Tensor, size: int) -> tf.Tensor:
     """Moves masks [n, h, w, 1] to [n, size, size, 1], same type."""

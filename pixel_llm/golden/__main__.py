@@ -50,6 +50,11 @@ class CaseReport:
         f'{verdict}  {self.name}: {len(self.arrays)} arrays checked, largest'
         f' error {worst.error:.3g} of its tolerance in {worst.name}'
     )
+    num_unstored = sum(
+        case_lib.has_unstored_input(self.name, a.name) for a in self.arrays
+    )
+    if num_unstored:
+      line += f'; {num_unstored} arrays take from themselves an unstored input'
     if not self.passed:
       num_failed = sum(not a.passed for a in self.arrays)
       line += f' ({worst.message}); {num_failed} arrays fail'

@@ -6,15 +6,16 @@ import pytest
 
 from pixel_llm.golden import case as golden_case
 from pixel_llm.golden import compare
-from pixel_llm.golden.runners import input_pipeline
+from pixel_llm.golden.runners import registry
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+RUNNERS = registry.load_runners(['input_geometry', 'input_text'])
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize('name', sorted(input_pipeline.RUNNERS))
+@pytest.mark.parametrize('name', sorted(RUNNERS))
 def test_arrays_are_the_original_ones(name):
   case = golden_case.load_case(GOLDEN, name)
-  computed = input_pipeline.RUNNERS[name](case)
+  computed = RUNNERS[name](case)
   reports = compare.compare_case(computed, case.expected)
   assert [r for r in reports if not r.passed] == []

@@ -1,8 +1,9 @@
 """Runs the golden case of geometry, token masks and image preparation.
 
-Three arguments of the original are not stored with the case: the two image
-sizes of `image_size_*` and the prompts masked in `point_labels_eval_masked`.
-They are read off the expected arrays, so those three check less than the rest.
+Sizes that are asked for (of grids, of resized images) are those of the figures.
+The case does not store the two image sizes of which `image_size_*` chooses:
+they are taken from these figures, which say no more than that the larger one
+and the first one are chosen (`case.UNSTORED_INPUTS`).
 """
 
 from collections.abc import Mapping
@@ -65,11 +66,11 @@ def _boxes_and_points(case: golden_case.Case) -> Arrays:
           inputs['points_valid'] > 0 if masked else None,
           points_per_side=int(side),
       )
-  for suffix in ('', '_masked'):
-    name = f'out/point_labels_eval{suffix}'
-    expected = case.expected[name]
-    outputs[name] = geometry.point_labels(
-        jnp.asarray(expected[..., 0] > 0), expected.shape[-1]
+  # The masked figure takes its prompts' flags from those of their first points.
+  valid = inputs['points_valid'] > 0
+  for suffix, mask in (('', jnp.ones_like(valid)), ('_masked', valid)):
+    outputs[f'out/point_labels_eval{suffix}'] = geometry.point_labels(
+        mask[..., 0], valid.shape[-1]
     )
   return outputs
 

@@ -23,8 +23,10 @@ MODULES = (
     'losses',
     'optimizer',
     'whole_model',
-    'input_pipeline',
+    'input_geometry',
+    'input_text',
     'evaluation',
+    'captioning',
 )
 
 

@@ -29,6 +29,7 @@ def _folder(tmp_path):
           '8': [],
       },
       'meteor_pairs': {'candidates': {'0': 'a'}, 'scores': [0.5], 'mean': 0.5},
+      'tokenized_references': {'7': ['a dog', '']},
   }
   (tmp_path / 'eval_b.json').write_text(json.dumps(document))
   (tmp_path / 'io_strings.json').write_text('{}')
@@ -56,6 +57,7 @@ def test_answers_of_a_metric_case_get_one_name_each(folder):
       'metric/merged_targets/8': [],
       'metric/meteor_pairs/scores': [0.5],
       'metric/meteor_pairs/mean': 0.5,
+      'metric/tokenized_references/7': ['a dog', ''],
   }
 
 
@@ -78,7 +80,7 @@ def test_an_unknown_prefix_is_an_error(folder):
         ('metric/meteor/mAP', 9e-7, 1.1e-6),
         ('metric/first/0/bbox', 9e-3, 1.1e-2),
         ('out/boxes', 9e-3, 1.1e-2),
-        ('out/features', 1.4e-4, 1.6e-4),
+        ('out/features', 9.9e-5, 1.01e-4),
         ('grad/kernel', 4e-4, 6e-4),
     ],
 )
@@ -86,6 +88,32 @@ def test_tolerance_follows_the_name(name, allowed, refused):
   expected = np.asarray(0.5)
   assert compare.compare_array(name, 0.5 + allowed, expected).passed
   assert not compare.compare_array(name, 0.5 + refused, expected).passed
+
+
+@pytest.mark.parametrize('name', ['out/lr', 'out/plain/update2/a/kernel'])
+def test_rates_and_updates_are_compared_by_digits(name):
+  expected = np.asarray([2e-7, 0.0])
+  assert compare.compare_array(name, expected * (1 + 9e-5), expected).passed
+  assert not compare.compare_array(name, expected * 1.01, expected).passed
+  assert not compare.compare_array(name, np.zeros(2), expected).passed
+  # A first update of rate 0 is 0, and 1e-7 is not.
+  assert compare.compare_array(name, expected * 0, expected * 0).passed
+  assert not compare.compare_array(name, expected, expected * 0).passed
+
+
+def test_small_numbers_are_not_lost_in_the_absolute_tolerance():
+  scores = np.asarray([4e-5, 1e-5])
+  assert not compare.compare_array('out/scores', scores * 1.01, scores).passed
+  # The noise of a large array is no error in its small entries.
+  mixed = np.asarray([3.0, 1e-7])
+  assert compare.compare_array('out/x', mixed + 9e-5, mixed).passed
+  assert compare.compare_array('out/x', np.full(2, 9e-5), np.zeros(2)).passed
+
+
+def test_a_figure_without_stored_input_is_known():
+  assert case_lib.has_unstored_input('utils', 'out/image_size_plus')
+  assert not case_lib.has_unstored_input('utils', 'out/concat_plus')
+  assert not case_lib.has_unstored_input('other', 'out/image_size_plus')
 
 
 @pytest.mark.parametrize('wrong', [np.nan, np.inf])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pixel_llm.golden import __main__ as golden
+from pixel_llm.golden import case as case_lib
 from pixel_llm.golden.runners import registry
 
 
@@ -62,6 +63,16 @@ def test_an_unchecked_array_fails(folder, capsys):
   assert lines[-1] == '2 passed, 1 failed'
 
 
+def test_the_line_says_which_figures_have_no_input_of_their_own(
+    folder, capsys, monkeypatch
+):
+  monkeypatch.setattr(case_lib, 'UNSTORED_INPUTS', {'two': 'out/y'})
+  golden.run_folder(folder, _GOOD)
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[2].endswith('; 1 arrays take from themselves an unstored input')
+  assert 'unstored' not in lines[1]
+
+
 def test_nan_is_the_worst_error(folder, capsys):
   nan = np.full(3, np.nan)
   golden.run_folder(folder, _GOOD | {'one': lambda case: {'out/y': nan}})
@@ -105,5 +116,11 @@ def test_two_runners_for_one_case_are_an_error():
 
 
 def test_the_evaluation_runners_load():
-  runners = registry.load_runners(['evaluation'])
-  assert {'eval_points', 'eval_refcoco'} <= set(runners)
+  runners = registry.load_runners(['evaluation', 'captioning'])
+  assert set(runners) == {
+      'eval_points',
+      'eval_refcoco',
+      'eval_densecap',
+      'eval_loca',
+      'eval_captions',
+  }
