@@ -40,13 +40,14 @@ class CentreTargets:
   """What the proposal stage should say of each cell.
 
   Attributes:
-    num_centres: targets whose centre is in the cell, on a level of their size.
+    is_centre: whether the centre of a target is in the cell, on a level of its
+      size; targets that share a cell count once.
     heat: 1 at such a cell, falling off with the distance to the next centre.
     distances: from the cell to the sides of its target, in strides.
     has_box: whether the cell answers for the box of a target.
   """
 
-  num_centres: Float[Array, 'B M']
+  is_centre: Bool[Array, 'B M']
   heat: Float[Array, 'B M']
   distances: Float[Array, 'B M 4']
   has_box: Bool[Array, 'B M']
@@ -57,9 +58,11 @@ class DetectionLosses:
   """The parts of the detection loss, before weights.
 
   Attributes:
-    positive: focal loss at centres, by the number of centres.
-    negative: focal loss elsewhere, by the number of centres.
-    box: generalised IoU loss, by the number of cells that answer for a box.
+    positive: focal loss at centres, by the number of centres, at least one an
+      image.
+    negative: focal loss elsewhere, by the same number.
+    box: generalised IoU loss, by the number of cells that answer for a box, at
+      least one an image.
     roi_class: cross entropy of the RoI stage, by the number of sampled boxes.
     roi_box: distance of the coded boxes, by the slots of the sample.
     foreground_accuracy: no loss: how many positive boxes got their class.
@@ -192,7 +195,7 @@ def _centre_targets(
   nearest = jnp.argmin(jnp.where(answers, distance, jnp.inf), axis=-1)
   sides = jnp.take_along_axis(sides, nearest[:, None, None], axis=1)[:, 0]
   return CentreTargets(
-      num_centres=jnp.sum(is_centre, axis=-1, dtype=jnp.float32),
+      is_centre=jnp.any(is_centre, axis=-1),
       heat=jnp.exp(-jnp.min(distance, axis=-1)),
       distances=sides / strides[:, None],
       has_box=jnp.any(answers, axis=-1),
@@ -212,16 +215,16 @@ def heatmap_losses(
     weights: 1 for an image that joins the loss, 0 for others.
 
   Returns:
-    Both sums; both counts are the number of centres.
+    Both sums; both counts are the number of centres, at least one an image.
   """
   probability = jnp.clip(
       jax.nn.sigmoid(maps.logits), _MIN_PROBABILITY, 1 - _MIN_PROBABILITY
   )
   positive = -jnp.log(probability) * (1 - probability) ** _FOCAL_GAMMA
-  positive *= _FOCAL_ALPHA * targets.num_centres
+  positive *= _FOCAL_ALPHA * targets.is_centre
   negative = -jnp.log1p(-probability) * probability**_FOCAL_GAMMA
   negative *= (1 - _FOCAL_ALPHA) * (1 - targets.heat) ** _HEAT_BETA
-  count = _sum(targets.num_centres, weights)
+  count = _count(targets.is_centre, weights)
   return (
       losses.LossTerm(total=_sum(positive, weights), count=count),
       losses.LossTerm(total=_sum(negative, weights), count=count),
@@ -243,7 +246,7 @@ def box_loss(
     weights: 1 for an image that joins the loss, 0 for others.
 
   Returns:
-    The sum and the number of those cells.
+    The sum and the number of those cells, at least one an image.
   """
   # Cells that answer for nothing get a box, so that no gradient is NaN.
   wanted = jnp.where(targets.has_box[..., None], targets.distances, 1.0)
@@ -253,7 +256,7 @@ def box_loss(
   giou = shared / jnp.maximum(union, _TINY) - (hull - union) / hull
   return losses.LossTerm(
       total=_sum(jnp.where(targets.has_box, 1 - giou, 0.0), weights),
-      count=_sum(targets.has_box, weights),
+      count=_count(targets.has_box, weights),
   )
 
 
@@ -318,6 +321,13 @@ def _sum(
     values: Float[Array, 'B X'] | Bool[Array, 'B X'], weights: Float[Array, 'B']
 ) -> Float[Array, '']:
   return jnp.sum(values * weights[:, None], dtype=jnp.float32)
+
+
+def _count(
+    values: Float[Array, 'B X'] | Bool[Array, 'B X'], weights: Float[Array, 'B']
+) -> Float[Array, '']:
+  """Sums counts; as in the original at least one for each image on average."""
+  return jnp.maximum(_sum(values, weights), jnp.sum(weights))
 
 
 def _area(distances: Float[Array, '*L 4']) -> Float[Array, '*L']:

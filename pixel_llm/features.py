@@ -53,6 +53,15 @@ TASK_FEATURES: Mapping[str, BatchFeature] = {
     'point_weights': BatchFeature(
         ('N',), 'float32', '1 if the prompt joins the point loss'
     ),
+    'detection_weights': BatchFeature(
+        ('N',), 'float32', '1 if the box is one that the box decoder must find'
+    ),
+    'object_captions': BatchFeature(
+        ('N',),
+        'bool',
+        'True if the text captions the box, wherever the network proposes it;'
+        ' False if it answers the prompt',
+    ),
 }
 
 MASK_FEATURES: Mapping[str, BatchFeature] = {

@@ -1,6 +1,7 @@
 """One inference with PixelLLM, stage by stage (RefA).
 
-The image and the prompts are encoded once (`prepare`); a text is decoded
+The image and the prompts are encoded once: prompts that are given (`prepare`),
+or objects that the box decoder finds (`detect`). A text is decoded
 (`decode_text`), or given for referring tasks; then its words are located and
 masked (`describe`). Everything is a pure function of parameters and arrays.
 
@@ -11,12 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax import struct
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from pixel_llm import generation
 from pixel_llm import network
 from pixel_llm import sampling
 from pixel_llm import stages
+from pixel_llm import text_prompts
+from pixel_llm.modules import roi_head
 from pixel_llm.modules import text_head
 
 Params = Mapping[str, Any]
@@ -56,12 +60,12 @@ class Description:
 
   Attributes:
     text: logits and features of the text.
-    location: points and boxes.
+    location: points and boxes; None without a point head.
     mask: masks of the boxes; None without a mask decoder.
   """
 
   text: stages.TextOutputs
-  location: stages.LocationOutputs
+  location: stages.LocationOutputs | None
   mask: stages.MaskOutputs | None
 
 
@@ -94,6 +98,49 @@ def prepare(
     return Prepared(features, visual_tokens, encoded)
 
   return module.apply({'params': params}, method=run)
+
+
+def detect(
+    module: network.PixelLLM,
+    params: Params,
+    image: Num[Array, 'B H W 3'],
+    image_hw: Num[Array, 'B 2'],
+    context_tokens: Int[Array, 'B N C'],
+) -> tuple[Prepared, roi_head.Detections]:
+  """Encodes images, finds objects and makes each a prompt.
+
+  Args:
+    module: the network, with a box decoder.
+    params: its parameters.
+    image: pixel values of 0 to 255, the valid area at the top left.
+    image_hw: height and width of the valid area.
+    context_tokens: what is asked; all detections get the first row's.
+
+  Returns:
+    What the later stages need, one prompt a detection, and the detections.
+  """
+
+  def run(net: network.PixelLLM) -> tuple[Prepared, roi_head.Detections]:
+    features = net.encode_image(image, image_hw)
+    detections = net.detect(features)
+    visual_tokens = net.encode_prompt(features, detections.boxes)
+    encoded = net.encode_context(
+        visual_tokens,
+        text_prompts.first_context(context_tokens, detections.boxes.shape[1]),
+    )
+    return Prepared(features, visual_tokens, encoded), detections
+
+  return module.apply({'params': params}, method=run)
+
+
+def take_prompts(prepared: Prepared, slots: Int[Array, 'B K']) -> Prepared:
+  """Takes prompts by their slot, in the order of `slots`, image by image."""
+  return prepared.replace(
+      visual_tokens=jnp.take_along_axis(
+          prepared.visual_tokens, slots[..., None, None], axis=1
+      ),
+      encoded=prepared.encoded.take_prompts(slots),
+  )
 
 
 def decode_text(
@@ -151,6 +198,7 @@ def describe(
     params: Params,
     prepared: Prepared,
     text_tokens: Int[Array, 'B N T'],
+    mask_boxes: Float[Array, 'B N 4'] | None = None,
 ) -> Description:
   """Locates a text, given or decoded.
 
@@ -160,6 +208,7 @@ def describe(
     prepared: from `prepare`.
     text_tokens: begin … end; what stands behind the first end token is taken
       for padding only if it is 0 (`generation.zero_after_end`).
+    mask_boxes: where to draw masks; None: in the boxes around the points.
 
   Returns:
     Points, boxes and masks.
@@ -167,12 +216,13 @@ def describe(
 
   def run(net: network.PixelLLM) -> Description:
     text = net.read_text(prepared.encoded, text_tokens)
-    location = net.locate(prepared.features, text.features, text_tokens)
-    mask = None
+    location = mask = None
+    if net.point_predictor is not None:
+      location = net.locate(prepared.features, text.features, text_tokens)
     if net.has_masks:
       mask = net.segment(
           prepared.features,
-          location.boxes,
+          location.boxes if mask_boxes is None else mask_boxes,
           prepared.visual_tokens,
           text.features,
       )

@@ -1,10 +1,8 @@
 """PixelLLM as a T5X model: where the network meets the trainer (RefA).
 
 `loss_fn` and `predict_batch_with_aux` are all that a training or evaluation
-run calls. Losses are means over everything in the global batch that takes
-part. Their normalisers depend on the batch alone, so they are worked out
-before a batch is cut into microbatches (`prepare_batch`), and the sum over
-microbatches is the loss of the whole batch.
+run calls. What is minimised stands in `objective`, one inference in
+`inference`; this file hands them batches and names what comes back.
 
 RefA: t5x `models.BaseModel`; RefB: Pixel Aligned Language Models (arXiv
 2312.09237), Sec. 3.3 and 3.4.
@@ -20,10 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pixel_llm import generation
-from pixel_llm import geometry
 from pixel_llm import inference
-from pixel_llm import losses
 from pixel_llm import network
+from pixel_llm import objective as objective_lib
+from pixel_llm import rescoring
 from pixel_llm import stages
 from t5x import metrics as metrics_lib
 from t5x import models
@@ -41,7 +39,8 @@ NETWORK_INPUTS = (
     'context_tokens',
     'text_tokens',
 )
-_NORMALIZER = '{}_normalizer'
+# What it reads besides where the box decoder trains.
+DETECTION_INPUTS = ('boxes', 'detection_weights', 'object_captions')
 
 
 class PixelLLMModel(models.BaseModel):
@@ -51,6 +50,10 @@ class PixelLLMModel(models.BaseModel):
     module: the network.
     decoder: writes texts at inference; None for referring tasks, where the
       text is the given expression (RefB, Sec. 3.4).
+    objective: what training minimises.
+    caption_detections: at inference, whether texts go to the objects that the
+      box decoder finds rather than to the given prompts: dense captioning.
+    rescore_detections: whether a detection's score takes in that of its text.
   """
 
   def __init__(
@@ -58,12 +61,10 @@ class PixelLLMModel(models.BaseModel):
       module: network.PixelLLM,
       optimizer_def: optimizers.OptimizerDef,
       decoder: generation.Decoder | None,
+      objective: objective_lib.Objective | None = None,
       *,
-      text_loss_weight: float = 1.0,
-      point_loss_weight: float = 0.1,
-      mask_loss_weight: float = 1.0,
-      label_smoothing: float = 0.1,
-      point_loss_kind: str = 'l1_nonzero',
+      caption_detections: bool = False,
+      rescore_detections: bool = False,
   ):
     """Makes the model.
 
@@ -71,24 +72,32 @@ class PixelLLMModel(models.BaseModel):
       module: the network.
       optimizer_def: optimizer; it says which parameters train.
       decoder: writes texts at inference; None takes the given text.
-      text_loss_weight: weight of the caption loss; with 0, as for any of the
-        three, that loss is neither computed nor reported.
-      point_loss_weight: weight of the point loss, which is in pixels.
-      mask_loss_weight: weight of the mask loss.
-      label_smoothing: of the caption loss.
-      point_loss_kind: one of `losses.POINT_LOSSES`.
+      objective: what training minimises; None for one of standard weights.
+      caption_detections: prompt with detections at inference; needs a box
+        decoder and a decoder.
+      rescore_detections: see the class; needs `caption_detections`.
+
+    Raises:
+      ValueError: if no loss is left, or something that is needed is missing.
     """
     super().__init__(optimizer_def=optimizer_def)
     self.module = module
     self.decoder = decoder
-    weights = {'text': text_loss_weight, 'point': point_loss_weight}
-    if module.has_masks:
-      weights['mask'] = mask_loss_weight
-    self._loss_weights = {name: w for name, w in weights.items() if w}
-    if not self._loss_weights:
-      raise ValueError(f'All losses have weight 0: {weights}; nothing trains.')
-    self._label_smoothing = label_smoothing
-    self._point_loss_kind = point_loss_kind
+    self.objective = objective or objective_lib.Objective()
+    self.caption_detections = caption_detections
+    self.rescore_detections = rescore_detections
+    # Before anything is allocated: a run without a loss or a part is refused.
+    self._loss_weights = self.objective.weights(module)
+    if caption_detections and (module.box_decoder is None or decoder is None):
+      raise ValueError(
+          'PixelLLMModel: caption_detections=True needs network.box_decoder'
+          f' (is {module.box_decoder}) and decoder (is {decoder}); set both.'
+      )
+    if rescore_detections and not caption_detections:
+      raise ValueError(
+          'PixelLLMModel: rescore_detections=True scores detections by their'
+          ' captions; set caption_detections = True as well.'
+      )
 
   @property
   def FEATURE_CONVERTER_CLS(self):  # pylint: disable=invalid-name
@@ -119,62 +128,26 @@ class PixelLLMModel(models.BaseModel):
     Raises:
       ValueError: if a feature that the network reads is missing.
     """
-    missing = [name for name in NETWORK_INPUTS if name not in input_shapes]
+    # A box decoder that does not train has parameters too.
+    names: list[str] = list(NETWORK_INPUTS)
+    if self.module.box_decoder is not None:
+      names += DETECTION_INPUTS
+    missing = [name for name in names if name not in input_shapes]
     if missing:
       raise ValueError(
           f'The batch lacks {missing}, which PixelLLM reads; it has'
           f' {sorted(input_shapes)}. Use {self.FEATURE_CONVERTER_CLS.__name__}.'
       )
-    types = {name: jnp.float32 for name in NETWORK_INPUTS}
+    types = {name: jnp.float32 for name in names}
     types |= {name: jnp.int32 for name in ('context_tokens', 'text_tokens')}
+    types |= {'object_captions': jnp.bool_}
     types |= input_types or {}
-    inputs = {
-        name: jnp.ones(input_shapes[name], types[name])
-        for name in NETWORK_INPUTS
-    }
+    inputs = {name: jnp.ones(input_shapes[name], types[name]) for name in names}
     return self.module.init(rng, **inputs, enable_dropout=False)
 
   def prepare_batch(self, batch: Batch) -> Batch:
-    """Adds the normaliser of every loss, the same for all examples.
-
-    Args:
-      batch: the whole global batch.
-
-    Returns:
-      The batch with features `<loss>_normalizer` of shape (B,).
-    """
-    num_images = batch['text_tokens'].shape[0]
-    added = {
-        _NORMALIZER.format(name): jnp.full((num_images,), count, jnp.float32)
-        for name, count in self._loss_counts(batch).items()
-    }
-    return {**batch, **added}
-
-  def _loss_counts(self, batch: Batch) -> dict[str, Float[Array, '']]:
-    """How much takes part in each loss: tokens, tokens, prompts."""
-    weights = {}
-    if 'text' in self._loss_weights:
-      weights['text'] = losses.text_token_weights(
-          batch['text_tokens'],
-          batch['caption_weights'],
-          end_id=self.module.end_token_id,
-      )
-    if 'point' in self._loss_weights:
-      weights['point'] = losses.point_token_weights(
-          *self._point_targets(batch), self._point_loss_kind
-      )
-    if 'mask' in self._loss_weights:
-      weights['mask'] = batch['mask_weights']
-    return {name: jnp.sum(weight) for name, weight in weights.items()}
-
-  def _point_targets(
-      self, batch: Batch
-  ) -> tuple[Float[Array, 'B N T P 2'], Float[Array, 'B N T']]:
-    """Target points and the weight of each token."""
-    targets = self.module.point_targets(
-        batch['text_tokens'], batch['points'], batch['boxes']
-    )
-    return targets.points, targets.mask * batch['point_weights'][..., None]
+    """Adds what the losses of a slice need to know of the whole batch."""
+    return self.objective.prepare_batch(self.module, batch)
 
   def loss_fn(
       self, params: Params, batch: Batch, dropout_rng: Array | None
@@ -189,57 +162,20 @@ class PixelLLMModel(models.BaseModel):
     Returns:
       The loss and its metrics.
     """
-    if _NORMALIZER.format(next(iter(self._loss_weights))) not in batch:
+    if not self.objective.is_prepared(self.module, batch):
       batch = self.prepare_batch(batch)
+    names: list[str] = list(NETWORK_INPUTS)
+    if self.objective.trains_detection(self.module):
+      names += DETECTION_INPUTS
     enable_dropout = dropout_rng is not None
     outputs = self.module.apply(
         {'params': params},
-        **{name: batch[name] for name in NETWORK_INPUTS},
+        **{name: batch[name] for name in names},
         enable_dropout=enable_dropout,
         rngs={'dropout': dropout_rng} if enable_dropout else None,
     )
-    terms = self._loss_terms(outputs, batch)
-    # An empty loss has total 0; it must not divide by 0.
-    values = {
-        name: term.total / jnp.maximum(batch[_NORMALIZER.format(name)][0], 1.0)
-        for name, term in terms.items()
-    }
-    loss = sum(
-        weight * values[name] for name, weight in self._loss_weights.items()
-    )
+    loss, values = self.objective.total_loss(self.module, outputs, batch)
     return loss, self._metrics(loss, values, outputs, batch)
-
-  def _loss_terms(
-      self, outputs: stages.Outputs, batch: Batch
-  ) -> dict[str, losses.LossTerm]:
-    """Summed losses by name, before normalisation and weights."""
-    terms = {}
-    if 'text' in self._loss_weights:
-      terms['text'] = losses.text_loss(
-          outputs.text.logits,
-          batch['text_tokens'],
-          batch['caption_weights'],
-          label_smoothing=self._label_smoothing,
-          end_id=self.module.end_token_id,
-      )
-    if 'point' in self._loss_weights:
-      points, point_weights = self._point_targets(batch)
-      terms['point'] = losses.point_loss(
-          outputs.location.points,
-          points,
-          point_weights,
-          kind=self._point_loss_kind,
-      )
-    if 'mask' in self._loss_weights:
-      height, width = batch['image'].shape[1:3]
-      terms['mask'] = losses.mask_loss(
-          outputs.mask.logits,
-          outputs.mask.iou,
-          batch['masks'],
-          geometry.valid_mask(batch['image_hw'], height, width),
-          batch['mask_weights'],
-      ).sum()
-    return terms
 
   def _metrics(
       self,
@@ -259,6 +195,16 @@ class PixelLLMModel(models.BaseModel):
         'timing/seconds': metrics_lib.Time(),
         'timing/seqs': metrics_lib.Sum(total=jnp.float32(num_images)),
     }
+    for name, value in values.items():
+      found[f'{name}_loss'] = metrics_lib.AveragePerStep(total=value)
+    if outputs.detection is not None:
+      by_proposal = jnp.any(batch['object_captions'], axis=1)
+      matched = outputs.prompts.mask & by_proposal[:, None]
+      found['text_proposals_per_image'] = clu_metrics.Average(
+          total=jnp.sum(matched, dtype=jnp.float32),
+          count=jnp.sum(by_proposal, dtype=jnp.float32),
+      )
+      batch = objective_lib.chosen_rows(outputs.prompts, batch)
     if 'text' in self._loss_weights:
       targets = batch['text_tokens'][:, :, 1:]
       weights = (targets > 0) * batch['caption_weights'][..., None]
@@ -266,8 +212,6 @@ class PixelLLMModel(models.BaseModel):
       found['accuracy'] = clu_metrics.Average(
           total=jnp.sum(correct * weights), count=jnp.sum(weights)
       )
-    for name, value in values.items():
-      found[f'{name}_loss'] = metrics_lib.AveragePerStep(total=value)
     return found
 
   def eval_fn(
@@ -279,7 +223,7 @@ class PixelLLMModel(models.BaseModel):
   def predict_batch_with_aux(
       self, params: Params, batch: Batch, rng: Array | None = None
   ) -> tuple[Array, dict[str, Array]]:
-    """Writes or takes the text of every prompt, and points (RefB, Sec. 3.4).
+    """Writes or takes texts, and points (RefB, Sec. 3.4).
 
     Args:
       params: of the network.
@@ -288,13 +232,20 @@ class PixelLLMModel(models.BaseModel):
       rng: for decoders that draw (`sampling.Sample`).
 
     Returns:
-      Text tokens [B, N, T], padded with 0, and by name: `scores` [B, N],
-      `points` [B, N, T, P, 2], `point_mask` [B, N, T], `gt_text_points` (the
-      points of the given text, whatever was decoded), `boxes` [B, N, 4],
-      `box_mask` [B, N] (False: no box), and with masks `mask_logits`
-      [B, N, h, w] over the padded input and `mask_iou` [B, N]. Coordinates are
-      pixels of the network input.
+      Text tokens [B, N, T], padded with 0, and by name: `scores` [B, N] of the
+      texts, `boxes` [B, N, 4], `box_mask` [B, N] (False: no box); with a point
+      head `points` [B, N, T, P, 2] and `point_mask` [B, N, T]; with masks
+      `mask_logits` [B, N, h, w] over the padded input and `mask_iou` [B, N].
+      Coordinates are pixels of the network input.
+
+      For given prompts, boxes are around the points, or the prompts' own
+      without a point head, and a point head gives `gt_text_points` too: the
+      points of the given text, whatever was decoded. For detections, N is their
+      number, boxes are theirs, and there are `detection_scores` [B, N] and
+      with a point head `point_boxes` [B, N, 4].
     """
+    if self.caption_detections:
+      return self._predict_detections(params, batch, rng)
     prepared = inference.prepare(
         self.module,
         params,
@@ -325,18 +276,61 @@ class PixelLLMModel(models.BaseModel):
       given = inference.describe(
           self.module, params, prepared, batch['text_tokens']
       )
-    location = found.location
+    aux = {'scores': scores, **_located(found)}
+    if found.location is None:
+      aux |= {
+          'boxes': batch['prompt_boxes'],
+          'box_mask': jnp.any(batch['prompt_boxes'] > 0, axis=-1),
+      }
+    else:
+      aux |= {
+          'boxes': found.location.boxes,
+          'box_mask': jnp.any(found.location.point_mask, axis=-1),
+          'gt_text_points': given.location.points,
+      }
+    return text_tokens, aux
+
+  def _predict_detections(
+      self, params: Params, batch: Batch, rng: Array | None
+  ) -> tuple[Array, dict[str, Array]]:
+    """Finds objects and captions each, as `predict_batch_with_aux` tells."""
+    prepared, detections = inference.detect(
+        self.module,
+        params,
+        batch['image'],
+        batch['image_hw'],
+        batch['context_tokens'],
+    )
+    texts = inference.decode_text(
+        self.module,
+        params,
+        prepared,
+        batch['text_tokens'].shape[-1],
+        self.decoder,
+        detections.mask,
+        rng,
+    )
+    scores, text_tokens = texts.scores[:, :, -1], texts.tokens[:, :, -1]
+    if self.rescore_detections:
+      captioned = rescoring.rescore(detections, texts.tokens, texts.scores)
+      prepared = inference.take_prompts(prepared, captioned.slots)
+      detections, text_tokens = captioned.detections, captioned.text_tokens
+      scores = captioned.log_probs
+    text_tokens = generation.zero_after_end(
+        text_tokens, self.module.end_token_id
+    )
+    found = inference.describe(
+        self.module, params, prepared, text_tokens, detections.boxes
+    )
     aux = {
         'scores': scores,
-        'points': location.points,
-        'point_mask': location.point_mask,
-        'gt_text_points': given.location.points,
-        'boxes': location.boxes,
-        'box_mask': jnp.any(location.point_mask, axis=-1),
+        'boxes': detections.boxes,
+        'box_mask': detections.mask,
+        'detection_scores': detections.scores,
+        **_located(found),
     }
-    if found.mask is not None:
-      aux['mask_logits'] = found.mask.logits[:, :, 0]
-      aux['mask_iou'] = found.mask.iou[:, :, 0]
+    if found.location is not None:
+      aux['point_boxes'] = found.location.boxes
     return text_tokens, aux
 
   def score_batch(
@@ -366,6 +360,18 @@ class PixelLLMModel(models.BaseModel):
     if return_intermediates:
       return scores, {'decoder': {'token_scores': (token_scores,)}}
     return scores
+
+
+def _located(found: inference.Description) -> dict[str, Array]:
+  """Names points and masks, as far as the network has them."""
+  aux = {}
+  if found.location is not None:
+    aux['points'] = found.location.points
+    aux['point_mask'] = found.location.point_mask
+  if found.mask is not None:
+    aux['mask_logits'] = found.mask.logits[:, :, 0]
+    aux['mask_iou'] = found.mask.iou[:, :, 0]
+  return aux
 
 
 def _token_scores(

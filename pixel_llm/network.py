@@ -3,13 +3,15 @@
 The network of the paper's Fig. 3 as stages that take and return named fields:
 
     encode_image   pixels             -> features of both towers
+    propose        features, targets  -> boxes where something may be
     encode_prompt  features, boxes    -> visual tokens for the language model
     read_text      tokens, text       -> next-token logits, text features
     locate         text features      -> points per token, boxes from points
     segment        features, boxes    -> mask logits
 
-Training runs them in a row on the given text (`__call__`). Inference runs
-the first two once, decodes, and goes on with the decoded text.
+Training runs them in a row on the given text (`__call__`). Inference encodes
+once, decodes, and goes on with the decoded text; for dense captions it looks
+for objects first (`detect`) and prompts with their boxes.
 
 Coordinates are pixels of the network input: x to the right, y down. Prompts
 are folded into the batch for the language model and unfolded after it, both
@@ -24,9 +26,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from pixel_llm import geometry
+from pixel_llm import prompt_embeddings
 from pixel_llm import stages
+from pixel_llm import text_prompts
+from pixel_llm.modules import box_decoder as box_decoder_lib
 from pixel_llm.modules import decode_cache
 from pixel_llm.modules import image_features
+from pixel_llm.modules import roi_head
 from pixel_llm.modules import text_head
 
 
@@ -53,7 +59,8 @@ class PixelLLM(nn.Module):
     visual_project_layers: to the language model's width; None for a language
       model that projects visual tokens itself.
     textual: the language model.
-    point_predictor: points per text token.
+    point_predictor: points per text token; None for dense captions alone.
+    box_decoder: finds objects (CenterNet2); None for runs without detection.
     mask_adapter: adds text to a box prompt; None for runs without masks.
     mask_decoder: SAM's; None for runs without masks.
     git_normalizer: colours and size of the EVA02 tower's input.
@@ -68,6 +75,9 @@ class PixelLLM(nn.Module):
     prompt_points_per_side: points a side of the grid in a box prompt.
     prompt_use_box_rate: in training, how often a box prompt is given by its
       corners rather than by the grid of points.
+    num_text_proposals: in training with the box decoder, proposals of an image
+      that get text; as many as an image has prompts lets a batch mix images
+      with object captions and others.
   """
 
   git_backbone: nn.Module
@@ -76,7 +86,8 @@ class PixelLLM(nn.Module):
   prompt_adapter: nn.Module
   visual_project_layers: nn.Module | None
   textual: text_head.TextHead
-  point_predictor: nn.Module
+  point_predictor: nn.Module | None
+  box_decoder: nn.Module | None = None
   mask_adapter: nn.Module | None = None
   mask_decoder: nn.Module | None = None
   git_normalizer: image_features.ImageNormalizer = (
@@ -92,13 +103,15 @@ class PixelLLM(nn.Module):
   trace_point_output_ignore: str = 'begin,end,pad'
   prompt_points_per_side: int = 2
   prompt_use_box_rate: float = 1.0
+  num_text_proposals: int = 32
 
   @property
   def has_masks(self) -> bool:
     """Whether the network predicts masks.
 
     Raises:
-      ValueError: if only one of mask adapter and mask decoder is there.
+      ValueError: if only one of mask adapter and mask decoder is there, or if
+        they lack the point head, whose boxes they take.
     """
     if (self.mask_adapter is None) != (self.mask_decoder is None):
       raise ValueError(
@@ -106,6 +119,11 @@ class PixelLLM(nn.Module):
           f' mask_adapter={self.mask_adapter} and'
           f' mask_decoder={self.mask_decoder}. Give both, or neither for a run'
           ' without masks.'
+      )
+    if self.mask_decoder is not None and self.point_predictor is None:
+      raise ValueError(
+          'PixelLLM: mask_decoder draws in boxes around points, but'
+          ' point_predictor is None; give one.'
       )
     return self.mask_decoder is not None
 
@@ -116,6 +134,9 @@ class PixelLLM(nn.Module):
       prompt_boxes: Float[Array, 'B N 4'],
       context_tokens: Int[Array, 'B N C'],
       text_tokens: Int[Array, 'B N T'],
+      boxes: Float[Array, 'B N 4'] | None = None,
+      detection_weights: Float[Array, 'B N'] | None = None,
+      object_captions: Bool[Array, 'B N'] | None = None,
       *,
       enable_dropout: bool = False,
   ) -> stages.Outputs:
@@ -127,27 +148,55 @@ class PixelLLM(nn.Module):
       prompt_boxes: where to look, for each prompt.
       context_tokens: what is asked, 0 is padding.
       text_tokens: begin … end, 0 is padding.
+      boxes: target boxes, zeros are padding. With them the box decoder runs.
+      detection_weights: 0 for a box that the box decoder must not see; None if
+        it sees all.
+      object_captions: whether a text captions its box, so that it goes to
+        proposals; all of an image do if one does, and with None all of all.
       enable_dropout: needs the `dropout` rng.
 
     Returns:
       The outputs of all stages but the first.
     """
     features = self.encode_image(image, image_hw, enable_dropout=enable_dropout)
+    prompts = text_prompts.given_prompts(
+        prompt_boxes, context_tokens, text_tokens
+    )
+    detection = None
+    if boxes is not None:
+      detection = self.propose(
+          features, boxes, detection_weights, enable_dropout=enable_dropout
+      )
+      prompts = text_prompts.choose_prompts(
+          text_prompts.proposal_prompts(
+              detection.sample, prompts, self.num_text_proposals
+          ),
+          prompts,
+          object_captions,
+      )
     visual_tokens = self.encode_prompt(
-        features, prompt_boxes, enable_dropout=enable_dropout
+        features, prompts.boxes, enable_dropout=enable_dropout
     )
     encoded = self.encode_context(
-        visual_tokens, context_tokens, enable_dropout=enable_dropout
+        visual_tokens, prompts.context_tokens, enable_dropout=enable_dropout
     )
-    text = self.read_text(encoded, text_tokens, enable_dropout=enable_dropout)
-    location = self.locate(features, text.features, text_tokens)
-    mask = None
+    text = self.read_text(
+        encoded, prompts.text_tokens, enable_dropout=enable_dropout
+    )
+    location = mask = None
+    if self.point_predictor is not None:
+      location = self.locate(features, text.features, prompts.text_tokens)
     if self.has_masks:
       mask = self.segment(
           features, location.boxes, visual_tokens, text.features
       )
     return stages.Outputs(
-        visual_tokens=visual_tokens, text=text, location=location, mask=mask
+        prompts=prompts,
+        visual_tokens=visual_tokens,
+        text=text,
+        location=location,
+        mask=mask,
+        detection=detection,
     )
 
   def encode_image(
@@ -184,6 +233,45 @@ class PixelLLM(nn.Module):
         input_hw=(height, width),
     )
 
+  def propose(
+      self,
+      features: stages.ImageFeatures,
+      boxes: Float[Array, 'B N 4'],
+      detection_weights: Float[Array, 'B N'] | None = None,
+      *,
+      enable_dropout: bool = False,
+  ) -> box_decoder_lib.BoxOutputs:
+    """Proposes boxes and samples some for the RoI stage, as in training.
+
+    Args:
+      features: of the images.
+      boxes: target boxes, zeros are padding.
+      detection_weights: 0 hides a box; None shows all.
+      enable_dropout: draw the sample; False takes the best scored proposals.
+
+    Returns:
+      What both stages of the box decoder say.
+    """
+    if detection_weights is not None:
+      boxes = jnp.where(detection_weights[..., None] > 0, boxes, 0.0)
+    return self.box_decoder(
+        features.fused,
+        boxes,
+        input_hw=features.input_hw,
+        enable_dropout=enable_dropout,
+    )
+
+  def detect(self, features: stages.ImageFeatures) -> roi_head.Detections:
+    """Finds objects, as at inference.
+
+    Args:
+      features: of the images.
+
+    Returns:
+      Boxes, clipped to the padded input as the original does, best first.
+    """
+    return self.box_decoder.detect(features.fused, input_hw=features.input_hw)
+
   def encode_prompt(
       self,
       features: stages.ImageFeatures,
@@ -201,55 +289,26 @@ class PixelLLM(nn.Module):
     Returns:
       Visual tokens as the language model takes them.
     """
-    grid_hw = features.fused.shape[1:3]
+    by_box = jnp.any(prompt_boxes > 0, axis=-1)
+    if enable_dropout and self.prompt_use_box_rate < 1:
+      by_box &= jax.random.bernoulli(
+          self.make_rng('dropout'), self.prompt_use_box_rate, by_box.shape
+      )
     adapted = self.prompt_adapter(
         features.fused,
-        self.prompt_encoder.dense_pe(*grid_hw),
-        self._prompt_embeddings(features, prompt_boxes, enable_dropout),
+        self.prompt_encoder.dense_pe(*features.fused.shape[1:3]),
+        prompt_embeddings.embed_prompt_boxes(
+            self.prompt_encoder,
+            prompt_boxes,
+            by_box,
+            features.input_hw,
+            points_per_side=self.prompt_points_per_side,
+        ),
         self.prompt_encoder.no_mask(),
     )
     if self.visual_project_layers is None:
       return adapted.sparse
     return self.visual_project_layers(adapted.sparse)
-
-  def _prompt_embeddings(
-      self,
-      features: stages.ImageFeatures,
-      prompt_boxes: Float[Array, 'B N 4'],
-      enable_dropout: bool,
-  ) -> Float[Array, 'B N Q D']:
-    """Embeds boxes by their corners, or by a grid of points inside them.
-
-    Both have the length of the points and one not-a-point; behind a box's two
-    corners the no-mask vector fills up. A box without a positive coordinate is
-    none, and goes as points.
-    """
-    points = geometry.boxes_to_points(
-        prompt_boxes, self.prompt_points_per_side, cell_centres=False
-    )
-    labels = jnp.ones(points.shape[:-1], jnp.int32)
-    by_points = self.prompt_encoder.points(
-        points, labels, features.input_hw, pad=True
-    )
-    corners = self.prompt_encoder.boxes(prompt_boxes, features.input_hw)
-    filler = self.prompt_encoder.no_mask()[None, None, None]
-    num_fillers = by_points.shape[2] - corners.shape[2]
-    by_corners = jnp.concatenate(
-        [
-            corners,
-            jnp.broadcast_to(
-                filler,
-                (*corners.shape[:2], num_fillers, corners.shape[3]),
-            ),
-        ],
-        axis=2,
-    )
-    use_box = jnp.any(prompt_boxes > 0, axis=-1)
-    if enable_dropout and self.prompt_use_box_rate < 1:
-      use_box &= jax.random.bernoulli(
-          self.make_rng('dropout'), self.prompt_use_box_rate, use_box.shape
-      )
-    return jnp.where(use_box[..., None, None], by_corners, by_points)
 
   def encode_context(
       self,

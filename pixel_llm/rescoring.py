@@ -19,10 +19,14 @@ class CaptionedDetections:
   Attributes:
     detections: with scores of box and text together.
     text_tokens: of each detection.
+    log_probs: of each text.
+    slots: which detection of the input each one is.
   """
 
   detections: roi_head.Detections
   text_tokens: Int[Array, 'B K T']
+  log_probs: Float[Array, 'B K']
+  slots: Int[Array, 'B K']
 
 
 def rescore(
@@ -61,4 +65,8 @@ def rescore(
   return CaptionedDetections(
       detections=jax.tree.map(take, detections).replace(scores=scores),
       text_tokens=jnp.take_along_axis(texts, pairs[..., None], axis=1),
+      log_probs=jnp.take_along_axis(
+          log_probs.reshape(batch, -1), pairs, axis=1
+      ),
+      slots=slots,
   )

@@ -5,7 +5,10 @@ here; `network` folds them into the batch only for the language model.
 """
 
 from flax import struct
-from jaxtyping import Array, Bool, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from pixel_llm.modules import box_decoder
 
 
 @struct.dataclass
@@ -23,6 +26,31 @@ class ImageFeatures:
   sam: Float[Array, 'B hs ws Ds']
   valid_hw: Float[Array, 'B 2']
   input_hw: tuple[int, int] = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Prompts:
+  """Where to look, what is asked and what is to be said there.
+
+  Attributes:
+    boxes: where to look.
+    context_tokens: what is asked, 0 is padding.
+    text_tokens: begin … end, 0 is padding.
+    rows: the row of the batch that text and targets come from.
+    mask: False where the text does not belong to the box, as for a proposal
+      that found no target.
+  """
+
+  boxes: Float[Array, 'B N 4']
+  context_tokens: Int[Array, 'B N C']
+  text_tokens: Int[Array, 'B N T']
+  rows: Int[Array, 'B N']
+  mask: Bool[Array, 'B N']
+
+  def take(self, x: Num[Array, 'B _G *X']) -> Num[Array, 'B _N *X']:
+    """Takes what a feature of the batch holds for each prompt."""
+    index = self.rows.reshape(*self.rows.shape, *[1] * (x.ndim - 2))
+    return jnp.take_along_axis(x, index, axis=1)
 
 
 @struct.dataclass
@@ -86,13 +114,17 @@ class Outputs:
   """Everything a training step needs of the network.
 
   Attributes:
+    prompts: the prompts that got text.
     visual_tokens: what the language model reads of the image.
-    text: logits and features of the given text.
-    location: points and boxes of the given text.
+    text: logits and features of the prompts' text.
+    location: points and boxes of that text; None without a point head.
     mask: masks of those boxes; None without a mask decoder.
+    detection: what the box decoder says; None where it did not run.
   """
 
+  prompts: Prompts
   visual_tokens: Float[Array, 'B N L D']
   text: TextOutputs
-  location: LocationOutputs
+  location: LocationOutputs | None
   mask: MaskOutputs | None
+  detection: box_decoder.BoxOutputs | None

@@ -251,8 +251,7 @@ def finish_rows(
       ),
       'boxes': tf.zeros([rows, 4], tf.float32),
       'points': points,
-      'caption_weights': outputs.row_weights(rows, 1.0),
-      'point_weights': outputs.row_weights(rows, 1.0),
+      **outputs.loss_fields(rows, caption=1.0, point=1.0),
   }
   kept = ['image_id', 'file_name', 'orig_hw', 'texts', 'prompt_ids']
   return {**finished, **{name: example[name] for name in kept}}

@@ -73,6 +73,34 @@ def row_weights(rows: tf.Tensor, weight: float) -> tf.Tensor:
   return tf.fill([rows], tf.constant(weight, tf.float32))
 
 
+def loss_fields(
+    rows: tf.Tensor,
+    caption: float = 0.0,
+    point: float = 0.0,
+    detection: float = 0.0,
+    object_captions: bool = False,
+) -> dict[str, tf.Tensor]:
+  """Returns which losses the prompts of an example take part in.
+
+  Args:
+    rows: prompts of the example.
+    caption: 1 if their texts join the caption loss.
+    point: 1 if their targets join the point loss.
+    detection: 1 if their boxes train the box decoder.
+    object_captions: whether their texts caption their boxes rather than answer
+      their prompts.
+
+  Returns:
+    Task features, the same for all prompts.
+  """
+  return {
+      'caption_weights': row_weights(rows, caption),
+      'point_weights': row_weights(rows, point),
+      'detection_weights': row_weights(rows, detection),
+      'object_captions': tf.fill([rows], object_captions),
+  }
+
+
 def take_rows(
     example: Mapping[str, tf.Tensor],
     row_fields: tuple[str, ...],

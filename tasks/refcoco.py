@@ -195,8 +195,7 @@ def finish_rows(
       ),
       'boxes': view.boxes(example['boxes_orig']),
       'points': tf.zeros([rows, sizes['T'], sizes['P'], 2], tf.float32),
-      'caption_weights': outputs.row_weights(rows, caption_weight),
-      'point_weights': outputs.row_weights(rows, 1.0),
+      **outputs.loss_fields(rows, caption=caption_weight, point=1.0),
   }
   if with_masks:
     masks = view.masks(

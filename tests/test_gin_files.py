@@ -79,3 +79,14 @@ def test_a_misspelt_name_is_told_with_the_nearest_known(binding, message):
   assert result.returncode != 0
   assert message in result.stderr
   assert 'Traceback' not in result.stderr
+
+
+def test_the_detector_joins_any_model():
+  result = dry_run(
+      'pixel_llm_tiny_refseg.gin', '--gin_file=gin/models/detector.gin'
+  )
+  assert result.returncode == 0, result.stderr
+  table = parameter_table(result.stdout)
+  # The RoI stage reads crops of 7x7 cells of 256 channels.
+  assert table['box_decoder'][0] > 7 * 7 * 256 * 1024
+  assert table['box_decoder'][1] == 0

@@ -47,6 +47,16 @@ class EncodedPrefix(text_head.EncodedPrompt):
 
   layers: Any
 
+  def take_prompts(self, slots: Int[Array, 'B N']) -> Self:
+    """See the base class; the layers of a scanned stack stay in front."""
+    axis = 0 if isinstance(self.layers, (list, tuple)) else 1
+    return self.replace(
+        mask=text_head.take_folded(self.mask, slots),
+        layers=jax.tree.map(
+            lambda x: text_head.take_folded(x, slots, axis), self.layers
+        ),
+    )
+
 
 def fuse_hidden_states(
     fusion: str, hidden: Sequence[Float[Array, '*rows D']]

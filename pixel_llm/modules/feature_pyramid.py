@@ -102,12 +102,15 @@ class FeaturePyramid(nn.Module):
     scale_factors: size of each level relative to the input map, finest first;
       4, 2, 1 and 0.5 are known.
     top_block: makes the levels behind the last of these.
+    upsample_dim: finer levels are half and a quarter as wide as this before
+      their convolutions, as the original has it whatever the map.
     dtype: type of the computation.
   """
 
   features: int = 256
   scale_factors: Sequence[float] = (2.0, 1.0, 0.5)
   top_block: nn.Module = StridedTop()
+  upsample_dim: int = 768
   dtype: layers.DType = jnp.float32
 
   @property
@@ -147,7 +150,7 @@ class FeaturePyramid(nn.Module):
       self, x: Float[Array, 'B h w D'], scale: float, name: str
   ) -> tuple[Float[Array, 'B _h _w _D'], int]:
     """Resizes by that factor; also returns the number of steps taken."""
-    dim = x.shape[-1]
+    dim = self.upsample_dim
     if scale == 4:
       y = Upsample(dim // 2, self.dtype, name=f'{name}.0')(x)
       y = layers.LayerNorm(dtype=self.dtype, name=f'{name}.1')(y)

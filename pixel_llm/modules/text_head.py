@@ -3,25 +3,56 @@
 A row `M` is one prompt of one image: the network folds prompts into the batch.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from flax import struct
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pixel_llm.modules import decode_cache
+
+
+def take_folded(x: Array, slots: Int[Array, 'B N'], axis: int = 0) -> Array:
+  """Takes rows of an array whose axis `axis` holds images times prompts.
+
+  With two images of two prompts, slots [[1], [0]] of [a, b, c, d] are [b, c].
+
+  Args:
+    x: an array of an encoded prompt.
+    slots: which prompts of each image.
+    axis: where the rows are.
+
+  Returns:
+    The array with B·N rows.
+  """
+  shape = x.shape
+  num_images = slots.shape[0]
+  x = x.reshape(*shape[:axis], num_images, -1, *shape[axis + 1 :])
+  # vmap keeps the images a batch axis, so sharded images stay where they are.
+  x = jax.vmap(
+      lambda rows, index: jnp.take(rows, index, axis=axis),
+      in_axes=(axis, 0),
+      out_axes=axis,
+  )(x, slots)
+  return x.reshape(*shape[:axis], -1, *shape[axis + 1 :])
 
 
 @struct.dataclass
 class EncodedPrompt:
   """What a text depends on, encoded once; each head adds its own arrays.
 
-  All arrays have the rows first.
+  All arrays have the rows first, unless the head says otherwise.
 
   Attributes:
     mask: True for visual tokens and for context that is not padding.
   """
 
   mask: Bool[Array, 'M S']
+
+  def take_prompts(self, slots: Int[Array, 'B N']) -> Self:
+    """Takes prompts of each image by their slot, in the order of `slots`."""
+    return jax.tree.map(lambda x: take_folded(x, slots), self)
 
 
 @struct.dataclass

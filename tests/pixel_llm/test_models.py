@@ -1,7 +1,6 @@
 """The T5X model: losses equal the original's, whatever the batch is cut into."""
 
-import pathlib
-
+from golden_models import golden_model
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,40 +8,6 @@ import pytest
 
 from pixel_llm import generation
 from pixel_llm import models
-from pixel_llm.golden import case as case_lib
-from pixel_llm.golden.runners import whole_model
-
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-
-
-def golden_model(name: str, decoder=None):
-  """A model, its parameters and the product's batch of a golden case."""
-  case = case_lib.load_case(GOLDEN, name)
-  model = models.PixelLLMModel(
-      whole_model.build_network(case.settings),
-      optimizer_def=None,
-      decoder=decoder,
-  )
-  arrays = case.inputs
-  prompt_mask = arrays['labels'] > 0
-  weights = prompt_mask.astype(np.float32)
-  shape = arrays['text_tokens'].shape
-  batch = {
-      'image': arrays['inputs'],
-      'image_hw': np.array([[112, 84], [70, 112]], np.int32),
-      'prompt_boxes': arrays['prompt_boxes'],
-      'context_tokens': arrays['context_tokens'],
-      'text_tokens': arrays['text_tokens'],
-      'boxes': arrays.get('boxes', np.zeros((*shape[:2], 4), np.float32)),
-      'points': arrays.get('points', np.zeros((*shape, 2, 2), np.float32)),
-      'prompt_mask': prompt_mask,
-      'caption_weights': weights * arrays['cap_loss_valid_mask'][:, None],
-      'point_weights': weights * arrays['point_loss_valid_mask'][:, None],
-  }
-  if 'masks' in arrays:
-    batch['masks'] = (arrays['masks'][..., 0] > 0).astype(np.uint8)
-    batch['mask_weights'] = weights
-  return case, model, batch
 
 
 @pytest.fixture(scope='module')

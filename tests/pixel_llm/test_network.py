@@ -9,15 +9,14 @@ import pytest
 from pixel_llm import stages
 from pixel_llm.golden import case as case_lib
 from pixel_llm.golden import compare
+from pixel_llm.golden.runners import network_settings
 from pixel_llm.golden.runners import whole_model
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize(
-    'name', ['model_trace_t5', 'model_trace_bert', 'model_refseg_t5']
-)
+@pytest.mark.parametrize('name', sorted(whole_model.RUNNERS))
 def test_losses_gradients_and_every_inference_output_equal_the_original(name):
   case = case_lib.load_case(GOLDEN, name)
   reports = compare.compare_case(whole_model.RUNNERS[name](case), case.expected)
@@ -27,7 +26,7 @@ def test_losses_gradients_and_every_inference_output_equal_the_original(name):
 @pytest.fixture(scope='module')
 def refseg():
   case = case_lib.load_case(GOLDEN, 'model_refseg_t5')
-  net = whole_model.build_network(case.settings)
+  net = network_settings.build_network(case.settings)
   batch = {k: case.inputs[k] for k in case.inputs}
   arrays = (
       batch['inputs'],
@@ -86,6 +85,6 @@ def test_pixels_outside_the_valid_area_are_never_seen(refseg):
 def test_a_mask_decoder_without_its_adapter_is_refused(refseg):
   del refseg
   case = case_lib.load_case(GOLDEN, 'model_refseg_t5')
-  net = whole_model.build_network(case.settings).clone(mask_adapter=None)
+  net = network_settings.build_network(case.settings).clone(mask_adapter=None)
   with pytest.raises(ValueError, match='mask_adapter and mask_decoder'):
     _ = net.has_masks

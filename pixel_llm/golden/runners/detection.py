@@ -70,6 +70,7 @@ def run_feature_pyramid(case: golden_case.Case) -> Arrays:
       features=case.settings['out_channels'],
       scale_factors=case.settings['scale_factors'],
       top_block=feature_pyramid.SubsampledTop(),
+      upsample_dim=case.settings['in_dim'],
   )
   levels = jax.jit(pyramid.apply)(
       {'params': case.params}, jnp.asarray(case.inputs['features'])
@@ -78,11 +79,16 @@ def run_feature_pyramid(case: golden_case.Case) -> Arrays:
 
 
 def make_box_decoder(
-    settings: Mapping[str, Any], features: int, num_detections: int
+    settings: Mapping[str, Any],
+    features: int,
+    upsample_dim: int,
+    num_detections: int,
 ) -> box_decoder.BoxDecoder:
   """Builds a box decoder from the settings of a case."""
   return box_decoder.BoxDecoder(
-      fpn=feature_pyramid.FeaturePyramid(features=features),
+      fpn=feature_pyramid.FeaturePyramid(
+          features=features, upsample_dim=upsample_dim
+      ),
       proposal_generator=centernet.CenterNet(
           strides=tuple(settings['strides']),
           score_threshold=settings['score_thresh'],
@@ -109,9 +115,12 @@ def make_box_decoder(
 def run_box_decoder(case: golden_case.Case) -> Arrays:
   """Runs detection, a training step's losses and its gradient."""
   settings = case.settings
-  width = case.expected['out/fpn_level0'].shape[-1]
+  upsample_dim, features = settings['pyramid in_dim / out_channels'].split('/')
   decoder = make_box_decoder(
-      settings, width, settings['roi_post_nms_num_detections']
+      settings,
+      int(features),
+      int(upsample_dim),
+      settings['roi_post_nms_num_detections'],
   )
   params = jax.tree.map(jnp.asarray, dict(case.params))
   inputs = {name: jnp.asarray(array) for name, array in case.inputs.items()}
@@ -173,6 +182,31 @@ def _run_stages(
   return outputs
 
 
+def loss_scalars(
+    loss: jax.Array,
+    terms: detection_losses.DetectionLosses,
+    num_images: int,
+    sample: roi_head.RoiSample,
+) -> dict[str, jax.Array]:
+  """Names the parts of the loss; the original's counts are means over images."""
+  return {
+      'det_loss': loss,
+      'pos_loss': terms.positive.mean(),
+      'neg_loss': terms.negative.mean(),
+      'reg_loss': terms.box.mean(),
+      'hm_norm': terms.positive.count / num_images,
+      'reg_norm': terms.box.count / num_images,
+      'stage0_roi_cls_loss': terms.roi_class.mean(),
+      'stage0_roi_reg_loss': terms.roi_box.mean(),
+      'stage0_foreground_accuracy_scalar': terms.foreground_accuracy.mean(),
+      'stage0_num_positives_per_img_scalar': (
+          terms.foreground_accuracy.count / num_images
+      ),
+      'stage0_num_valid_proposals': terms.roi_class.count / num_images,
+      'stage0_num_proposals': jnp.asarray(sample.mask.shape[1]),
+  }
+
+
 def _run_losses(
     decoder: box_decoder.BoxDecoder,
     params: Mapping[str, Any],
@@ -180,7 +214,7 @@ def _run_losses(
     input_hw: tuple[int, int],
     settings: Mapping[str, Any],
 ) -> tuple[dict[str, jax.Array], Mapping[str, Any]]:
-  """A training step and its gradient; the original reports counts as means over images."""
+  """A training step and its gradient."""
   num_images = inputs['gt_boxes'].shape[0]
 
   def loss_fn(params):
@@ -206,22 +240,7 @@ def _run_losses(
       jax.value_and_grad(loss_fn, has_aux=True)
   )(params)
   sample = found.sample
-  scalars = {
-      'det_loss': loss,
-      'pos_loss': terms.positive.mean(),
-      'neg_loss': terms.negative.mean(),
-      'reg_loss': terms.box.mean(),
-      'hm_norm': terms.positive.count / num_images,
-      'reg_norm': terms.box.count / num_images,
-      'stage0_roi_cls_loss': terms.roi_class.mean(),
-      'stage0_roi_reg_loss': terms.roi_box.mean(),
-      'stage0_foreground_accuracy_scalar': terms.foreground_accuracy.mean(),
-      'stage0_num_positives_per_img_scalar': (
-          terms.foreground_accuracy.count / num_images
-      ),
-      'stage0_num_valid_proposals': terms.roi_class.count / num_images,
-      'stage0_num_proposals': jnp.asarray(sample.mask.shape[1]),
-  }
+  scalars = loss_scalars(loss, terms, num_images, sample)
   squares = [jnp.sum(jnp.square(x)) for x in jax.tree.leaves(grads)]
   outputs = {f'loss_{name}': value for name, value in scalars.items()}
   outputs |= {

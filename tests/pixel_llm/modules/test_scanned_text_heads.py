@@ -189,3 +189,23 @@ def test_adapters_start_as_the_base_model_and_merge_in_the_scanned_form():
       rtol=1e-4,
       atol=1e-4,
   )
+
+
+@pytest.mark.parametrize('form', [0, 1], ids=['unrolled', 'scanned'])
+@pytest.mark.parametrize('name', HEADS)
+def test_prompts_are_taken_by_slot_in_either_form(name, form):
+  head, params = both_forms(name)[form]
+  # Two images of two prompts: rows 0 to 3.
+  visual = jax.random.normal(jax.random.key(2), (4, 4, 8))
+  context = jnp.concatenate([CONTEXT, CONTEXT[::-1]])
+
+  def encode(rows):
+    return head.apply(
+        {'params': params}, visual[rows], context[rows], method='encode'
+    )
+
+  taken = encode(jnp.arange(4)).take_prompts(jnp.array([[1, 1], [1, 0]]))
+  expected = encode(jnp.array([1, 1, 3, 2]))
+  assert jax.tree.structure(taken) == jax.tree.structure(expected)
+  for one, other in zip(*map(jax.tree.leaves, (taken, expected)), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
