@@ -15,7 +15,7 @@ RefA: GIT (arXiv 2205.14100), Sec. 3.1; RefB: "Pixel Aligned Language Models"
 
 from collections.abc import Sequence
 import difflib
-from typing import Any
+from typing import Any, Self
 
 from flax import linen as nn
 from flax import struct
