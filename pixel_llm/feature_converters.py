@@ -84,7 +84,7 @@ class PixelLLMFeatureConverter(seqio.FeatureConverter):
       with tf.control_dependencies(self._row_checks(batch)):
         rows = tf.shape(batch['text_tokens'])[0]
       padded = {
-          name: _pad(name, tensor, tuple(task_feature_lengths[name]))
+          name: pad_feature(name, tensor, tuple(task_feature_lengths[name]))
           for name, tensor in batch.items()
       }
       padded['prompt_mask'] = tf.sequence_mask(rows, num_prompts)
@@ -134,7 +134,9 @@ class PixelLLMMaskFeatureConverter(PixelLLMFeatureConverter):
   MODEL_FEATURES = _feature_specs(features.model_features(with_masks=True))
 
 
-def _pad(name: str, tensor: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+def pad_feature(
+    name: str, tensor: tf.Tensor, shape: tuple[int, ...]
+) -> tf.Tensor:
   """Pads with zeros at the end of each axis; longer than `shape` is an error."""
   check = tf.debugging.assert_less_equal(
       tf.shape(tensor),

@@ -168,6 +168,7 @@ def finish_rows(
     vocabulary: seqio.Vocabulary,
     caption_weight: float,
     with_masks: bool,
+    context_prefix: str = CONTEXT_PREFIX,
 ) -> dict[str, tf.Tensor]:
   """Decodes the picture and the drawn masks, and makes the features.
 
@@ -177,6 +178,7 @@ def finish_rows(
     vocabulary: of text and context.
     caption_weight: 1 if the expressions join the caption loss.
     with_masks: whether to yield masks.
+    context_prefix: stands before the expression in the context.
 
   Returns:
     The task features, and what `postprocess` needs.
@@ -191,7 +193,7 @@ def finish_rows(
       'prompt_boxes': image_ops.image_boxes(view.hw, rows),
       'text_tokens': text_ops.tokenize(texts, vocabulary, sizes['T']),
       'context_tokens': text_ops.tokenize(
-          CONTEXT_PREFIX + texts, vocabulary, sizes['C'], begin=False
+          context_prefix + texts, vocabulary, sizes['C'], begin=False
       ),
       'boxes': view.boxes(example['boxes_orig']),
       'points': tf.zeros([rows, sizes['T'], sizes['P'], 2], tf.float32),

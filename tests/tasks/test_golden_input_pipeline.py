@@ -9,7 +9,7 @@ from pixel_llm.golden import compare
 from pixel_llm.golden.runners import registry
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-RUNNERS = registry.load_runners(['input_geometry', 'input_text'])
+RUNNERS = registry.load_runners(['input_geometry', 'input_text', 'input_rows'])
 
 
 @pytest.mark.golden

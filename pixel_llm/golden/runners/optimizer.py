@@ -28,7 +28,6 @@ _FROZEN = {
         'visual_project_layers/',
     ),
 }
-_NUM_UPDATES = 3
 
 
 def _tree(case: golden_case.Case, group: str) -> dict[str, np.ndarray]:
@@ -63,7 +62,9 @@ def _updates(
   params = golden_case.nest(_tree(case, 'params'))
   state = optimizer.init_state(params).param_states
   updates = []
-  for i in range(_NUM_UPDATES):
+  groups = {name.split('/')[0] for name in case.inputs}
+  num_updates = sum(name.startswith('grads') for name in groups)
+  for i in range(num_updates):
     grads = golden_case.nest(_tree(case, f'grads{i}'))
     update, state = optimizer.optax_optimizer.update(grads, state, params)
     params = jax.tree.map(lambda p, u: p + u, params, update)

@@ -25,6 +25,7 @@ MODULES = (
     'whole_model',
     'input_geometry',
     'input_text',
+    'input_rows',
     'evaluation',
     'captioning',
 )
