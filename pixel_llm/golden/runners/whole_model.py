@@ -104,7 +104,7 @@ def _decoded(
     case: case_lib.Case,
     prepared: inference.Prepared,
     prefix: str,
-    decoder: inference.Decoder,
+    decoder: generation.Decoder,
     boxes: jax.Array | None = None,
     detections: roi_head.Detections | None = None,
 ) -> Arrays:
