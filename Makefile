@@ -33,7 +33,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# torch comes with what it needs: the public index has a CUDA build for Linux,
+# which does not import without its libraries.
 $(CONVERT_STAMP): $(STAMP) constraints-convert.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-convert.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-convert.txt
 	@touch $@
 
@@ -58,8 +61,9 @@ train: data ## Train tiny_trace, then tiny_refseg; evaluate; write the report.
 	  $(addprefix --image_dir ,$(PICTURES)) --max_samples 200 \
 	  --output $(REPORT)
 
+# One file, one process: what the tests of a file share is made once.
 test: $(CONVERT_STAMP) ## Run the tests (about ten minutes on two cores).
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(CONVERT_STAMP) ## Check format, style, types and layers.
 	$(BIN)/pyink --check --quiet pixel_llm tasks t5x tests
