@@ -11,6 +11,7 @@ SAMPLE := $(DATA)/sample
 REPORT := $(RUNS)/report.html
 PICTURES := $(addprefix tasks/sample/,train2017 val2017 train2014)
 NARRATIVES := tasks/sample/localized_narratives/coco
+SOURCES := pixel_llm tasks t5x tests benchmarks
 comma := ,
 space := $(subst ,, )
 
@@ -66,14 +67,14 @@ test: $(CONVERT_STAMP) ## Run the tests (about ten minutes on two cores).
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(CONVERT_STAMP) ## Check format, style, types and layers.
-	$(BIN)/pyink --check --quiet pixel_llm tasks t5x tests
-	$(BIN)/ruff check pixel_llm tasks t5x tests
+	$(BIN)/pyink --check --quiet $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
 format: $(STAMP) ## Rewrite the sources in the project's format.
-	$(BIN)/pyink --quiet pixel_llm tasks t5x tests
-	$(BIN)/ruff check --fix --quiet pixel_llm tasks t5x tests
+	$(BIN)/pyink --quiet $(SOURCES)
+	$(BIN)/ruff check --fix --quiet $(SOURCES)
 
 clean: ## Remove runs and converted data; keep .venv.
 	rm -rf $(RUNS) $(DATA)

@@ -41,6 +41,7 @@ _WEIGHTS = {
 }
 # Features with one row a prompt that the losses of a text read.
 _ROW_FEATURES = (
+    'prompt_mask',
     'text_tokens',
     'boxes',
     'points',
@@ -272,7 +273,11 @@ def _point_targets(
     module: network.PixelLLM, batch: Batch
 ) -> tuple[Float[Array, 'B N T P 2'], Float[Array, 'B N T']]:
   """Target points and the weight of each token."""
+  # A slot without a prompt does not make its image one with a trace.
+  in_use = batch['prompt_mask'][..., None, None, None]
   targets = module.point_targets(
-      batch['text_tokens'], batch['points'], batch['boxes']
+      batch['text_tokens'],
+      jnp.where(in_use, batch['points'], 0.0),
+      batch['boxes'],
   )
   return targets.points, targets.mask * batch['point_weights'][..., None]

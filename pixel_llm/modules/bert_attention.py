@@ -27,13 +27,16 @@ _MASKED_SCORE = -1e10
 class KeysValues:
   """What one layer keeps of positions that later ones look at.
 
+  The length comes last: heads are multiplied as matrices [E, S], so a step of
+  decoding need not transpose all that was kept.
+
   Attributes:
     keys: projected, cut into heads.
     values: the same.
   """
 
-  keys: Float[Array, '*rows S A E']
-  values: Float[Array, '*rows S A E']
+  keys: Float[Array, '*rows A E S']
+  values: Float[Array, '*rows A E S']
 
 
 @struct.dataclass
@@ -54,7 +57,7 @@ def attention_scores(
 ) -> Float[Array, '*rows A q S']:
   """Scores the positions of one source in float32, before the softmax."""
   scores = jnp.einsum(
-      '...qae,...kae->...aqk',
+      '...qae,...aek->...aqk',
       query,
       source.keys_values.keys,
       preferred_element_type=jnp.float32,
@@ -100,7 +103,10 @@ class SelfAttention(nn.Module):
           y, (axes.BATCH, *beams, axes.LENGTH, axes.HEADS, axes.KV)
       )
 
-    own = KeysValues(keys=heads('key'), values=heads('value'))
+    own = KeysValues(
+        keys=jnp.moveaxis(heads('key'), -3, -1),
+        values=jnp.moveaxis(heads('value'), -3, -1),
+    )
     sources = [*before, Source(own, mask)]
     query = heads('query')
     scores = [attention_scores(query, source) for source in sources]
@@ -110,7 +116,7 @@ class SelfAttention(nn.Module):
     ).astype(self.dtype)
     ends = list(itertools.accumulate(s.shape[-1] for s in scores))[:-1]
     attended = sum(
-        jnp.einsum('...aqk,...kae->...qae', part, source.keys_values.values)
+        jnp.einsum('...aqk,...aek->...qae', part, source.keys_values.values)
         for part, source in zip(jnp.split(weights, ends, axis=-1), sources)
     )
     return jnp.reshape(attended, x.shape), own

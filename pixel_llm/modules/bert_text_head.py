@@ -283,7 +283,7 @@ class BertTextHead(nn.Module):
     self._check_length('text', length)
     rows = encoded.mask.shape[0]
     head_dim = self.emb_dim // self.num_heads
-    shape = (rows, num_beams, length, self.num_heads, head_dim)
+    shape = (rows, num_beams, self.num_heads, head_dim, length)
     beams = layer_stack.repeat(
         bert_attention.KeysValues(
             keys=jnp.zeros(shape, self.dtype),
@@ -332,7 +332,7 @@ class BertTextHead(nn.Module):
     )
     beams = jax.tree.map(
         lambda room, new: jax.lax.dynamic_update_slice_in_dim(
-            room, new, index, axis=beams_axis + 1
+            room, new, index, axis=-1
         ),
         cache.beams,
         kept,

@@ -7,6 +7,7 @@ import pytest
 
 from pixel_llm import beam_search
 from pixel_llm import generation
+from pixel_llm import sampling
 from pixel_llm.golden import case as case_lib
 from pixel_llm.golden import compare
 from pixel_llm.golden.runners import text
@@ -39,6 +40,8 @@ DECODERS = [
     beam_search.BeamSearch(3, 1),
     beam_search.BeamSearch(4, 2),
 ]
+ALL_DECODERS = [*DECODERS, sampling.Sample(2, top_k=3)]
+IDS = ['greedy', '3x1', '4x2', 'sample']
 
 
 @pytest.fixture(scope='module')
@@ -77,12 +80,14 @@ def test_cached_decoding_equals_reading_the_whole_prefix(
   encoded = HEAD.apply(variables, VISUAL, context, method='encode')
   start = generation.start_tokens(5, LENGTH, 0, END)
   beams = decoder.num_beams
+  # One prompt beside a context is padding.
+  needed = np.arange(5) != (5 if context is None else 2)
 
   @jax.jit
   def cached():
     cache = HEAD.apply(variables, encoded, beams, LENGTH, method='start_decode')
     step = generation.module_step(HEAD, variables)
-    return decoder(step, cache, start, END)
+    return decoder(step, cache, start, END, jnp.asarray(needed))
 
   repeated = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), encoded)
 
@@ -93,10 +98,13 @@ def test_cached_decoding_equals_reading_the_whole_prefix(
 
   actual = cached()
   expected = jax.jit(lambda: decoder(whole_prefix, EMPTY, start, END))()
-  np.testing.assert_array_equal(actual.tokens, expected.tokens)
+  np.testing.assert_array_equal(actual.tokens[needed], expected.tokens[needed])
   np.testing.assert_allclose(
-      actual.scores, expected.scores, rtol=1e-5, atol=1e-5
+      actual.scores[needed], expected.scores[needed], rtol=1e-5, atol=1e-5
   )
+  for row in np.flatnonzero(~needed):
+    np.testing.assert_array_equal(actual.tokens[row, :, 1:], END)
+    np.testing.assert_array_equal(actual.scores[row], 0.0)
   written = np.asarray(actual.tokens[..., 1:-1])
   following = np.asarray(actual.tokens[..., 2:])
   assert np.any((written == 0) & (following > 1)), 'no 0 inside a text'
@@ -124,21 +132,33 @@ def test_greedy_scores_a_text_by_its_mean_log_probability():
   np.testing.assert_allclose(found.best_scores, [expected], rtol=1e-4)
 
 
-@pytest.mark.parametrize('decoder', DECODERS, ids=['greedy', '3x1', '4x2'])
-def test_decoding_stops_when_every_row_has_ended(decoder):
-  # The end token is nearly sure.
-  table = jnp.broadcast_to(jnp.array([0.0, 30.0, 1.0, 2.0, 3.0, 4.0]), (6, 6))
+@pytest.mark.parametrize('decoder', ALL_DECODERS, ids=IDS)
+@pytest.mark.parametrize('endless', [[], [1]], ids=['all end', 'padding'])
+def test_decoding_stops_when_every_row_that_counts_has_ended(decoder, endless):
+  # The end token is nearly sure, but for rows that never end.
+  ending = jnp.array([0.0, 30.0, 1.0, 2.0, 3.0, 4.0])
+  logits = jnp.stack([ending, ending, ending])[:, None]
+  logits = logits.at[jnp.array(endless, int), :, END].set(-1e9)
   calls = []
 
   def step(cache, sequences, index):
     jax.debug.callback(lambda i: calls.append(int(i)), index)
-    return table[sequences[:, :, index]], cache
+    return jnp.broadcast_to(logits, (*sequences.shape[:2], 6)), cache
 
-  start = generation.start_tokens(3, 50, 0, END)
-  found = decoder(step, EMPTY, start, END)
-  jax.effects_barrier()
-  np.testing.assert_array_equal(found.best_tokens[:, 1:], 1)
-  assert len(calls) < 6
+  def decode(row_mask):
+    calls.clear()
+    start = generation.start_tokens(3, 50, 0, END)
+    keys = sampling.row_keys(jax.random.key(0), 3, 1)
+    found = decoder(step, EMPTY, start, END, row_mask, keys)
+    jax.effects_barrier()
+    return found, len(calls)
+
+  found, count = decode(~jnp.isin(jnp.arange(3), jnp.array(endless, int)))
+  np.testing.assert_array_equal(found.best_tokens[:, 1:], END)
+  assert count < 6
+  assert decode(jnp.zeros(3, bool))[1] == 0
+  if endless:
+    assert decode(None)[1] == 48
 
 
 @pytest.mark.parametrize('decoder', DECODERS, ids=['greedy', '3x1', '4x2'])

@@ -48,33 +48,6 @@ def test_slices_of_a_prepared_batch_sum_to_the_whole(refseg):
   np.testing.assert_allclose(sum(parts), whole, rtol=1e-5)
 
 
-def test_padding_prompts_move_neither_loss_nor_predictions(refseg):
-  case, model, batch = refseg
-  rng = np.random.default_rng(0)
-  padded = {}
-  for name, value in batch.items():
-    if name in ('image', 'image_hw'):
-      padded[name] = value
-      continue
-    pad = np.zeros_like(value[:, :2])
-    if name in ('text_tokens', 'context_tokens'):
-      # Whatever an unused slot holds, it must not count.
-      pad = rng.integers(2, 90, pad.shape).astype(np.int32)
-    padded[name] = np.concatenate([value, pad], axis=1)
-  loss_fn = jax.jit(model.loss_fn, static_argnums=2)
-  plain, _ = loss_fn(case.params, batch, None)
-  more, _ = loss_fn(case.params, padded, None)
-  np.testing.assert_allclose(more, plain, rtol=1e-5)
-  predict = jax.jit(model.predict_batch_with_aux)
-  tokens, aux = predict(case.params, batch)
-  more_tokens, more_aux = predict(case.params, padded)
-  np.testing.assert_array_equal(more_tokens[:, :3], tokens)
-  for name, value in aux.items():
-    np.testing.assert_allclose(
-        more_aux[name][:, :3], value, rtol=1e-4, atol=1e-3, err_msg=name
-    )
-
-
 def test_a_text_without_an_end_token_has_no_box(refseg):
   case, model, batch = refseg
   _, aux = jax.jit(model.predict_batch_with_aux)(case.params, batch)

@@ -236,13 +236,15 @@ def test_cached_decoding_equals_reading_the_whole_prefix(
 ):
   rows, beams = len(VISUAL), decoder.num_beams
   start = generation.start_tokens(rows, LENGTH, BEGIN, END)
+  # One prompt beside a context is padding.
+  needed = np.arange(rows) != (rows if context is None else 1)
 
   @jax.jit
   def cached():
     encoded = HEAD.apply(variables, VISUAL, context, method='encode')
     cache = HEAD.apply(variables, encoded, beams, LENGTH, method='start_decode')
     step = generation.module_step(HEAD, variables)
-    return decoder(step, cache, start, END)
+    return decoder(step, cache, start, END, jnp.asarray(needed))
 
   def repeat(x):
     return None if x is None else jnp.repeat(x, beams, axis=0)
@@ -258,9 +260,9 @@ def test_cached_decoding_equals_reading_the_whole_prefix(
 
   actual = cached()
   expected = jax.jit(lambda: decoder(whole_prefix, EMPTY, start, END))()
-  np.testing.assert_array_equal(actual.tokens, expected.tokens)
+  np.testing.assert_array_equal(actual.tokens[needed], expected.tokens[needed])
   np.testing.assert_allclose(
-      actual.scores, expected.scores, rtol=1e-5, atol=1e-5
+      actual.scores[needed], expected.scores[needed], rtol=1e-5, atol=1e-5
   )
   best = np.asarray(actual.best_tokens)
   assert np.any(best[:, 4] != END), 'no text of several words'
@@ -271,7 +273,7 @@ def test_beams_share_the_prefix_and_keep_their_own_text(variables):
   encoded = HEAD.apply(variables, VISUAL, CONTEXT, method='encode')
   cache = HEAD.apply(variables, encoded, 2, LENGTH, method='start_decode')
   assert all(
-      x.shape[:2] == (3, 7) for x in jax.tree.leaves(cache.shared.layers)
+      x.shape[::3] == (3, 7) for x in jax.tree.leaves(cache.shared.layers)
   )
 
   step = jax.jit(lambda *a: HEAD.apply(variables, *a, method='decode_step'))
