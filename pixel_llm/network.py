@@ -67,6 +67,9 @@ class PixelLLM(nn.Module):
     sam_normalizer: the same for SAM's tower.
     feature_fusion: which maps the prompts read, and on whose grid, as
       `image_features.fuse_feature_maps` takes it.
+    prompt_fusion: which of the prompt adapter's features the language model
+      reads: 'sparse', its learned tokens, or 'dense', the cells of the map as
+      the prompt sees it, row by row.
     begin_token_id: first token of every text.
     end_token_id: last token of every text.
     point_output_ignore: tokens whose points make no box and join no loss, as
@@ -97,6 +100,7 @@ class PixelLLM(nn.Module):
       image_features.SamImageNormalizer()
   )
   feature_fusion: str = 'git+sam'
+  prompt_fusion: str = 'sparse'
   begin_token_id: int = 0
   end_token_id: int = 1
   point_output_ignore: str = 'begin,end,pad'
@@ -306,9 +310,20 @@ class PixelLLM(nn.Module):
         ),
         self.prompt_encoder.no_mask(),
     )
+    if self.prompt_fusion == 'sparse':
+      visual_tokens = adapted.sparse
+    elif self.prompt_fusion == 'dense':
+      visual_tokens = adapted.dense.reshape(
+          *adapted.dense.shape[:2], -1, adapted.dense.shape[-1]
+      )
+    else:
+      raise ValueError(
+          f"PixelLLM: prompt_fusion={self.prompt_fusion!r}; 'sparse' and"
+          " 'dense' are known."
+      )
     if self.visual_project_layers is None:
-      return adapted.sparse
-    return self.visual_project_layers(adapted.sparse)
+      return visual_tokens
+    return self.visual_project_layers(visual_tokens)
 
   def encode_context(
       self,

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from pixel_llm import prompt_embeddings
 from pixel_llm import stages
 from pixel_llm.golden import case as case_lib
 from pixel_llm.golden import compare
@@ -80,6 +81,55 @@ def test_pixels_outside_the_valid_area_are_never_seen(refseg):
   moved = predictions(forward(noisy, image_hw, boxes, context, text))
   for name, values in plain.items():
     np.testing.assert_array_equal(moved[name], values, err_msg=name)
+
+
+def test_dense_prompts_are_the_cells_of_the_map_row_by_row(refseg):
+  _, (image, image_hw, boxes, _, _) = refseg
+  case = case_lib.load_case(GOLDEN, 'model_refseg_t5')
+  net = network_settings.build_network(case.settings)
+
+  def tokens(net, adapter_output):
+    features = net.encode_image(image, image_hw)
+    return net.encode_prompt(features, boxes), adapter_output(net, features)
+
+  def cells(net, features):
+    # The adapter alone, as the network calls it.
+    by_box = np.ones(boxes.shape[:2], bool)
+    dense = net.prompt_adapter(
+        features.fused,
+        net.prompt_encoder.dense_pe(*features.fused.shape[1:3]),
+        prompt_embeddings.embed_prompt_boxes(
+            net.prompt_encoder,
+            boxes,
+            by_box,
+            image.shape[1:3],
+            points_per_side=2,
+        ),
+        net.prompt_encoder.no_mask(),
+    ).dense
+    return net.visual_project_layers(dense)
+
+  found, expected = net.clone(prompt_fusion='dense').apply(
+      {'params': case.params}, cells, method=tokens
+  )
+  height, width = expected.shape[2:4]
+  assert found.shape[2] == height * width
+  np.testing.assert_allclose(
+      found[:, :, width + 2], expected[:, :, 1, 2], rtol=1e-4, atol=1e-4
+  )
+
+
+def test_an_unknown_fusion_is_refused(refseg):
+  _, (image, image_hw, boxes, context, text) = refseg
+  case = case_lib.load_case(GOLDEN, 'model_refseg_t5')
+  net = network_settings.build_network(case.settings)
+  with pytest.raises(ValueError, match="'sparse' and 'dense'"):
+    jax.eval_shape(
+        lambda params: net.clone(prompt_fusion='spares').apply(
+            {'params': params}, image, image_hw, boxes, context, text
+        ),
+        case.params,
+    )
 
 
 def test_a_mask_decoder_without_its_adapter_is_refused(refseg):

@@ -101,6 +101,22 @@ def _optional_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
   return parts
 
 
+def _feature_fusion(settings: Mapping[str, Any]) -> str:
+  """Which maps are read: `git_visual_features+…` becomes `git+…`.
+
+  Raises:
+    ValueError: if language model and box decoder read different maps.
+  """
+  key = settings['text_decoder_feature_key']
+  box_key = settings.get('box_decoder_feature_key', key)
+  if box_key != key:
+    raise ValueError(
+        f'text_decoder_feature_key={key!r}, but box_decoder_feature_key='
+        f'{box_key!r}; the network has one fused map for both.'
+    )
+  return key.replace('_visual_features', '')
+
+
 def build_network(settings: Mapping[str, Any]) -> network.PixelLLM:
   """Builds the network that a case's settings describe."""
   git = _group(settings, 'git_backbone_args')
@@ -149,6 +165,8 @@ def build_network(settings: Mapping[str, Any]) -> network.PixelLLM:
       sam_normalizer=image_features.SamImageNormalizer(
           size=tuple(settings['sam_preprocess_args.image_size'])
       ),
+      feature_fusion=_feature_fusion(settings),
+      prompt_fusion=settings['prompt_fuse_fn'],
       begin_token_id=settings['begin_token_id'],
       end_token_id=settings['end_token_id'],
       # Without a point head the case has none; then nothing reads it.
