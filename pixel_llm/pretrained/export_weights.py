@@ -8,6 +8,8 @@
     t5_hf      the T5 text head as Hugging Face T5
     git_hf     the BERT text head as Hugging Face GIT, without its image tower
     peft       the low-rank adapters as peft's two files
+    sam        SAM's networks as Meta's `.pth` names them, as safetensors
+    sam_hf     the same as Hugging Face SAM
 
 `import_weights` reads each of them back. Exit status: 0 written; 1 failed.
 """
@@ -27,13 +29,22 @@ from pixel_llm.modules import lora
 from pixel_llm.pretrained import bert_hf
 from pixel_llm.pretrained import name_rules
 from pixel_llm.pretrained import peft_adapters
+from pixel_llm.pretrained import sam
 from pixel_llm.pretrained import t5_hf
 from t5x import checkpoints
 
 _WEIGHTS_FILE = 'model.safetensors'
 _T5 = 'textual/t5_module/'
 _BERT = 'textual/'
-_FORMATS = ('pixel_llm', 't5_hf', 'git_hf', 'peft')
+_SAM = ('sam_backbone/', 'prompt_encoder/', 'mask_decoder/')
+_FORMATS = ('pixel_llm', 't5_hf', 'git_hf', 'peft', 'sam', 'sam_hf')
+
+_CONVERTERS = {
+    'git_hf': bert_hf.to_git,
+    't5_hf': t5_hf.TABLE.to_theirs,
+    'sam': sam.META_TABLE.to_theirs,
+    'sam_hf': sam.HF_TABLE.to_theirs,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,14 +145,16 @@ def _write(
   if kind == 'pixel_llm':
     save_safetensors(output / _WEIGHTS_FILE, params)
     return
-  prefix = _BERT if kind == 'git_hf' else _T5
+  # SAM's networks lie side by side, so their names stay whole.
+  prefix = {'git_hf': _BERT, 'sam': '', 'sam_hf': ''}.get(kind, _T5)
+  below = prefix or _SAM
   part = {
       name.removeprefix(prefix): value
       for name, value in params.items()
-      if name.startswith(prefix)
+      if name.startswith(below)
   }
   if not part:
-    raise ValueError(f'The checkpoint has no parameters below {prefix}.')
+    raise ValueError(f'The checkpoint has no parameters below {below}.')
   if kind == 'peft':
     result, config = peft_adapters.to_peft(part, scales)
     (output / peft_adapters.CONFIG_FILE).write_text(
@@ -149,8 +162,7 @@ def _write(
     )
     file = output / peft_adapters.TENSORS_FILE
   else:
-    convert = bert_hf.to_git if kind == 'git_hf' else t5_hf.TABLE.to_theirs
-    result = convert(part)
+    result = _CONVERTERS[kind](part)
     file = output / _WEIGHTS_FILE
   _check_all_known(kind, result)
   save_safetensors(file, result.arrays())

@@ -9,8 +9,10 @@ import dataclasses
 from typing import Any
 
 from pixel_llm.pretrained import bert_hf
+from pixel_llm.pretrained import eva02
 from pixel_llm.pretrained import name_rules
 from pixel_llm.pretrained import peft_adapters
+from pixel_llm.pretrained import sam
 from pixel_llm.pretrained import sources
 from pixel_llm.pretrained import t5_hf
 
@@ -76,6 +78,14 @@ FORMATS: Mapping[str, Format] = {
         bert_hf.is_bert,
         bert_hf.to_ours,
         'textual',
+    ),
+    'sam': Format('SAM of Meta', sam.is_meta, sam.META_TABLE.to_ours, ''),
+    'sam_hf': Format('SAM of Hugging Face', sam.is_hf, sam.hf_to_ours, ''),
+    'eva02': Format(
+        'EVA02 of timm, OpenCLIP or its authors',
+        eva02.is_eva02,
+        eva02.to_ours,
+        eva02.PLACE,
     ),
     'peft': Format(
         'low-rank adapters of peft',

@@ -22,8 +22,8 @@ from t5x import checkpoints
 def import_params(tmp_path, capsys):
   """Runs the command on sources; returns parameters by name, and the report."""
 
-  def run(*args):
-    output = tmp_path / 'imported'
+  def run(*args, output='imported'):
+    output = tmp_path / output
     sources = [
         x for path in args if path[:2] != '--' for x in ('--source', path)
     ]
