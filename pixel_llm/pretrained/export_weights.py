@@ -1,7 +1,7 @@
-"""Writes the weights of a checkpoint in the layouts of other projects.
+r"""Writes the weights of a checkpoint in the layouts of other projects.
 
     python -m pixel_llm.pretrained.export_weights --checkpoint runs/mine \
-      --format t5_hf --output weights/flan --merge_lora --encoder_lora_scale 2
+      --format t5_hf --output weights/flan --merge_lora --encoder_lora_scale 2 \
       --decoder_lora_scale 2
 
     pixel_llm  all parameters under our names, one safetensors file

@@ -1,4 +1,4 @@
-"""Turns weights of other projects into a checkpoint that a run starts from.
+r"""Turns weights of other projects into a checkpoint that a run starts from.
 
     python -m pixel_llm.pretrained.import_weights \
       --source sam_vit_h.pth --source flan-t5-xl/ --source eva02.safetensors \
@@ -6,8 +6,8 @@
     python -m t5x.train … --gin.INITIAL_CHECKPOINT_PATH='"weights/start"'
 
 The format of each source is detected. Every name is reported: renamed, left out
-with the reason, unknown, or misshapen; the last two are errors unless
---allow_unknown matches them, and then nothing is written.
+with the reason, unknown, or misshapen. The last two are errors, and nothing is
+written then; --allow_unknown leaves unknown names out.
 
 Exit status: 0 written; 1 something was unknown or misshapen, or failed; 2 wrong
 arguments.
