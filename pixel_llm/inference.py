@@ -225,6 +225,7 @@ def describe(
           location.boxes if mask_boxes is None else mask_boxes,
           prepared.visual_tokens,
           text.features,
+          text_tokens,
       )
     return Description(text, location, mask)
 

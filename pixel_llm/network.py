@@ -192,7 +192,11 @@ class PixelLLM(nn.Module):
       location = self.locate(features, text.features, prompts.text_tokens)
     if self.has_masks:
       mask = self.segment(
-          features, location.boxes, visual_tokens, text.features
+          features,
+          location.boxes,
+          visual_tokens,
+          text.features,
+          prompts.text_tokens,
       )
     return stages.Outputs(
         prompts=prompts,
@@ -471,6 +475,7 @@ class PixelLLM(nn.Module):
       boxes: Float[Array, 'B N 4'],
       visual_tokens: Float[Array, 'B N L D'],
       text_features: Float[Array, 'B N T D'],
+      text_tokens: Int[Array, 'B N T'],
   ) -> stages.MaskOutputs:
     """Draws the mask of each box, helped by what the text says.
 
@@ -479,6 +484,7 @@ class PixelLLM(nn.Module):
       boxes: prompts of the mask decoder.
       visual_tokens: of each prompt.
       text_features: of each prompt's text.
+      text_tokens: that text, which says what is padding.
 
     Returns:
       One mask a prompt.
@@ -487,7 +493,12 @@ class PixelLLM(nn.Module):
     prediction = self.mask_decoder(
         features.sam,
         self.prompt_encoder.dense_pe(*features.sam.shape[1:3]),
-        self.mask_adapter(corners, visual_tokens, text_features),
+        self.mask_adapter(
+            corners,
+            visual_tokens,
+            text_features,
+            text_head.next_token_mask(text_tokens),
+        ),
         self.prompt_encoder.no_mask(),
     )
     return stages.MaskOutputs(logits=prediction.logits, iou=prediction.iou)

@@ -79,10 +79,12 @@ class Attention(nn.Module):
 
   Attributes:
     num_heads: number of heads.
+    inner_norm: whether a layer norm precedes the output layer.
     dtype: type of the computation.
   """
 
   num_heads: int
+  inner_norm: bool = False
   dtype: layers.DType = jnp.float32
 
   @nn.compact
@@ -116,12 +118,17 @@ class Attention(nn.Module):
     query = rotate(project('q_proj', 'q_bias'), angles)
     key = rotate(project('k_proj', None), angles)
     value = project('v_proj', 'v_bias')
+    attended = layers.dot_product_attention(query, key, value)
+    if self.inner_norm:
+      attended = layers.LayerNorm(dtype=self.dtype, name='inner_attn_ln')(
+          attended
+      )
     return layers.Dense(
         dim,
         kernel_axes=(axes.JOINED_KV, axes.EMBED),
         dtype=self.dtype,
         name='proj',
-    )(layers.dot_product_attention(query, key, value))
+    )(attended)
 
 
 class SwiGlu(nn.Module):
@@ -161,11 +168,13 @@ class Block(nn.Module):
   Attributes:
     num_heads: number of attention heads.
     mlp_dim: hidden width of the SwiGLU.
+    attention_norm: whether attention has an inner norm.
     dtype: type of the computation.
   """
 
   num_heads: int
   mlp_dim: int
+  attention_norm: bool = False
   dtype: layers.DType = jnp.float32
 
   @nn.compact
@@ -189,7 +198,9 @@ class Block(nn.Module):
     """
     x = layers.constrain(x, axes.BATCH, axes.LENGTH, axes.EMBED)
     y = layers.LayerNorm(dtype=self.dtype, name='norm1')(x)
-    y = Attention(self.num_heads, self.dtype, name='attn')(y, angles)
+    y = Attention(self.num_heads, self.attention_norm, self.dtype, name='attn')(
+        y, angles
+    )
     x += layers.DropPath(drop_path_rate)(y, enable_dropout)
     y = layers.LayerNorm(dtype=self.dtype, name='norm2')(x)
     y = SwiGlu(self.mlp_dim, self.dtype, name='mlp')(y)
@@ -209,6 +220,8 @@ class Eva02Vit(nn.Module):
     pretrain_image_size: side in pixels that the position table was made for.
     use_final_norm: whether a layer norm follows the last block.
     drop_path_rate: rate of the last block; it grows linearly from 0.
+    attention_norm: whether attention has a layer norm before its output layer,
+      as EVA02-CLIP has and the original PixelLLM has not.
     scan_layers: whether one block is compiled for all, and `blocks` holds their
       parameters.
     remat_policy: what the backward pass recomputes; see `t5x.layer_stack`.
@@ -223,6 +236,7 @@ class Eva02Vit(nn.Module):
   pretrain_image_size: int = 224
   use_final_norm: bool = True
   drop_path_rate: float = 0.1
+  attention_norm: bool = False
   scan_layers: bool = False
   remat_policy: str = layer_stack.NO_REMAT
   dtype: layers.DType = jnp.float32
@@ -308,7 +322,9 @@ class Eva02Vit(nn.Module):
 
     def make_block(name):
       mlp_dim = int(self.embed_dim * self.mlp_ratio)
-      return Block(self.num_heads, mlp_dim, self.dtype, name=name)
+      return Block(
+          self.num_heads, mlp_dim, self.attention_norm, self.dtype, name=name
+      )
 
     def refine(block, x, rate):
       return block(x, angles, rate, may_drop), None

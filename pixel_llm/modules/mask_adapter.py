@@ -7,7 +7,7 @@ section 2.2, for the gate.
 
 from flax import linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from pixel_llm import axes
 from pixel_llm.modules import layers
@@ -30,6 +30,9 @@ class MaskAdapter(nn.Module):
     num_heads: heads of the transformer.
     mlp_dim: hidden width of its MLPs.
     downsample_rate: width over the inner width of its cross attentions.
+    reads_padding: whether text features of padding take part, as in the
+      original. Then masks depend on how long texts are padded; parameters that
+      were trained so need it.
     dtype: type of the computation.
   """
 
@@ -41,6 +44,7 @@ class MaskAdapter(nn.Module):
   num_heads: int = 8
   mlp_dim: int = 2048
   downsample_rate: int = 2
+  reads_padding: bool = False
   dtype: layers.DType = jnp.float32
 
   @nn.compact
@@ -49,13 +53,15 @@ class MaskAdapter(nn.Module):
       sparse: Float[Array, 'B N Q D'],
       visual: Float[Array, 'B N L Dv'],
       text: Float[Array, 'B N T Dt'],
+      text_mask: Bool[Array, 'B N T'],
   ) -> Float[Array, 'B N Q D']:
     """Corrects the embeddings.
 
     Args:
       sparse: corner embeddings of each prompt's box.
       visual: visual tokens of each prompt.
-      text: text features of each prompt; padded tokens are not masked.
+      text: text features of each prompt.
+      text_mask: False for features of padding.
 
     Returns:
       The corrected embeddings.
@@ -77,6 +83,9 @@ class MaskAdapter(nn.Module):
     sequence = jnp.concatenate(
         [visual.astype(self.dtype), text.astype(self.dtype)], axis=2
     )
+    mask = jnp.concatenate(
+        [jnp.ones(visual.shape[:3], bool), text_mask], axis=2
+    )
     tokens = self._table(
         'output_tokens.weight', nn.initializers.normal(stddev=1.0)
     ).astype(self.dtype)
@@ -93,6 +102,7 @@ class MaskAdapter(nn.Module):
         sequence,
         # The sequence has no positions of its own.
         jnp.zeros((1, 1, 1, self.transformer_dim), self.dtype),
+        None if self.reads_padding else mask,
     )
     if self.gating:
       alpha = self._table('alpha_output.weight', layers.zeros_init)

@@ -8,10 +8,13 @@ RefA: Kirillov et al., "Segment Anything" (arXiv 2304.02643), appendix A.
 
 from flax import linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from pixel_llm import axes
 from pixel_llm.modules import layers
+
+# Added to the attention logits of what nobody reads.
+_HIDDEN = -1e10
 
 
 class Attention(nn.Module):
@@ -33,8 +36,19 @@ class Attention(nn.Module):
       query: Float[Array, '*LQ q D'],
       key: Float[Array, '*LK k D'],
       value: Float[Array, '*LK k D'],
+      key_mask: Bool[Array, '*LK k'] | None = None,
   ) -> Float[Array, '*L q D']:
-    """Lets queries read values; leading axes broadcast."""
+    """Lets queries read values; leading axes broadcast.
+
+    Args:
+      query: who reads.
+      key: by what.
+      value: what is read.
+      key_mask: False for values that nobody reads; None for none such.
+
+    Returns:
+      What each query read.
+    """
     dim = query.shape[-1]
     inner_dim = dim // self.downsample_rate
     if inner_dim % self.num_heads:
@@ -57,6 +71,9 @@ class Attention(nn.Module):
         project('q_proj', query),
         project('k_proj', key),
         project('v_proj', value),
+        None
+        if key_mask is None
+        else jnp.where(key_mask, 0.0, _HIDDEN)[..., None, None, :],
     )
     return layers.Dense(
         dim,
@@ -114,6 +131,7 @@ class Block(nn.Module):
       image: Float[Array, '*LK k D'],
       token_pe: Float[Array, '*LQ q D'],
       image_pe: Float[Array, '*LP #k D'],
+      image_mask: Bool[Array, '*LK k'] | None,
   ) -> tuple[Float[Array, '*L q D'], Float[Array, '*L k D']]:
     """Returns the refined tokens and the refined image."""
 
@@ -137,7 +155,7 @@ class Block(nn.Module):
 
     key = image + image_pe
     tokens = tokens + cross_attention('cross_attn_token_to_image')(
-        tokens + token_pe, key, image
+        tokens + token_pe, key, image, image_mask
     )
     tokens = norm('norm2')(tokens)
     tokens += MlpBlock(self.mlp_dim, self.dtype, name='mlp')(tokens)
@@ -173,6 +191,7 @@ class SamTwoWayTransformer(nn.Module):
       tokens: Float[Array, '*LQ q D'],
       image: Float[Array, '*LK k D'],
       image_pe: Float[Array, '*LP #k D'],
+      image_mask: Bool[Array, '*LK k'] | None = None,
   ) -> tuple[Float[Array, '*L q D'], Float[Array, '*L k D']]:
     """Lets tokens and image read each other.
 
@@ -180,6 +199,7 @@ class SamTwoWayTransformer(nn.Module):
       tokens: query tokens; they are their own positions in every layer.
       image: flattened image features; leading axes of size one are shared.
       image_pe: their positions, of the same rank; it broadcasts.
+      image_mask: False for image features that no token reads; None for none.
 
     Returns:
       The tokens after the final norm, and the image after the last block.
@@ -196,13 +216,13 @@ class SamTwoWayTransformer(nn.Module):
           is_first=i == 0,
           dtype=self.dtype,
           name=f'layers.{i}',
-      )(tokens, image, token_pe, image_pe)
+      )(tokens, image, token_pe, image_pe, image_mask)
     tokens = tokens + Attention(
         self.num_heads,
         self.downsample_rate,
         self.dtype,
         name='final_attn_token_to_image',
-    )(tokens + token_pe, image + image_pe, image)
+    )(tokens + token_pe, image + image_pe, image, image_mask)
     tokens = layers.LayerNorm(
         epsilon=1e-5, dtype=self.dtype, name='norm_final_attn'
     )(tokens)

@@ -71,23 +71,6 @@ class EncodedSource(text_head.EncodedPrompt):
   features: Float[Array, 'M S D']
 
 
-def next_token_mask(tokens: Int[Array, '*rows T']) -> Bool[Array, '*rows T']:
-  """Tells which positions of the decoder see and are seen.
-
-  A position is hidden if the *next* token is padding (0), as in the original:
-  [0, 7, 9, 1, 0, 0] gives [True, True, True, False, False, False]. The last
-  position is always hidden.
-
-  Args:
-    tokens: text with the begin token.
-
-  Returns:
-    True for visible positions.
-  """
-  hidden_last = jnp.zeros_like(tokens[..., :1])
-  return jnp.concatenate([tokens[..., 1:], hidden_last], axis=-1) > 0
-
-
 class Encoder(nn.Module):
   """T5's encoder over vectors instead of tokens.
 
@@ -204,7 +187,7 @@ class Decoder(nn.Module):
     """Decodes a whole text, teacher forced."""
     cfg = self.config
     length = tokens.shape[1]
-    visible = next_token_mask(tokens)
+    visible = text_head.next_token_mask(tokens)
     causal = jnp.tril(jnp.ones((1, length, length), bool))
     pairs = visible[:, :, None] & visible[:, None, :] & causal
     self_bias = self.relpos_bias(length, length, False)
@@ -262,7 +245,7 @@ class Decoder(nn.Module):
     positions = jnp.arange(length).reshape(1, 1, length)
     # A decoded 0 hides the position before it. The position itself shows:
     # in the original the state behind it holds end tokens.
-    seen = (next_token_mask(sequences) & (positions < index)) | (
+    seen = (text_head.next_token_mask(sequences) & (positions < index)) | (
         positions == index
     )
     self_bias = jax.lax.dynamic_slice_in_dim(

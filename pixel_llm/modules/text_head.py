@@ -13,6 +13,23 @@ from jaxtyping import Array, Bool, Float, Int
 from pixel_llm.modules import decode_cache
 
 
+def next_token_mask(tokens: Int[Array, '*rows T']) -> Bool[Array, '*rows T']:
+  """Tells which positions have a token behind them, padding (0) being none.
+
+  [0, 7, 9, 1, 0, 0] gives [True, True, True, False, False, False]. The last
+  position never has. T5's decoder hides the others, as in the original, so only
+  features at these positions are the same for any length of the text.
+
+  Args:
+    tokens: text with the begin token.
+
+  Returns:
+    True where the next token is not padding.
+  """
+  hidden_last = jnp.zeros_like(tokens[..., :1])
+  return jnp.concatenate([tokens[..., 1:], hidden_last], axis=-1) > 0
+
+
 def take_folded(x: Array, slots: Int[Array, 'B N'], axis: int = 0) -> Array:
   """Takes rows of an array whose axis `axis` holds images times prompts.
 

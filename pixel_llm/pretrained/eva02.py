@@ -28,6 +28,8 @@ _DENSE = {
     'mlp/w3': ('mlp.fc2', 'mlp.w3'),
 }
 _NORMS = {
+    # Only towers with `attention_norm` have it.
+    'attn/inner_attn_ln': ('attn.norm', 'attn.inner_attn_ln'),
     'norm1': ('norm1', 'norm1'),
     'norm2': ('norm2', 'norm2'),
     'mlp/ffn_ln': ('mlp.norm', 'mlp.ffn_ln'),

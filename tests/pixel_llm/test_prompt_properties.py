@@ -3,9 +3,6 @@
 More prompts that are padding, anywhere among the others; their order; pixels
 outside the valid area; longer context and text. Both text heads, all losses,
 all predictions.
-
-Longer context and text do move masks, as in the original: its mask adapter
-reads the features of padding too, and those of T5 depend on all of it.
 """
 
 import functools
@@ -60,13 +57,7 @@ HEADS = {
 }
 
 
-def make_model(head: str, decoder: generation.Decoder, with_masks: bool):
-  masks = {}
-  if with_masks:
-    masks = {
-        'mask_adapter': mask_adapter.MaskAdapter(depth=1, mlp_dim=16),
-        'mask_decoder': sam_mask_decoder.SamMaskDecoder(),
-    }
+def make_model(head: str, decoder: generation.Decoder):
   net = network.PixelLLM(
       git_backbone=eva02_vit.Eva02Vit(
           patch_size=4,
@@ -101,7 +92,8 @@ def make_model(head: str, decoder: generation.Decoder, with_masks: bool):
       point_predictor=point_predictor.PointPredictor(hidden_dim=8, depth=2),
       begin_token_id=BEGIN,
       end_token_id=END,
-      **masks,
+      mask_adapter=mask_adapter.MaskAdapter(depth=1, mlp_dim=16),
+      mask_decoder=sam_mask_decoder.SamMaskDecoder(),
   )
   return models.PixelLLMModel(net, optimizer_def=None, decoder=decoder)
 
@@ -127,20 +119,24 @@ def draw_batch(seed: int):
   # The first image has a trace, the second has none.
   points = rng.uniform(0, SIDE, (*shape, TEXT, 2, 2)).astype(np.float32)
   points[1, in_use[1]] = 0
+  weights = {
+      name: (in_use & (rng.uniform(size=shape) < 0.8)).astype(np.float32)
+      for name in ('caption_weights', 'point_weights', 'mask_weights')
+  }
+  text_tokens = tokens(TEXT, begin=True, end=True)
+  # A text without a word has no box to draw a mask in.
+  weights['mask_weights'] *= text_tokens[:, :, 1] != END
   return {
       'image': rng.integers(0, 256, (IMAGES, SIDE, SIDE, 3)).astype(np.uint8),
       'image_hw': rng.integers(SIDE // 2, SIDE + 1, (IMAGES, 2), np.int32),
       'prompt_boxes': boxes[:, :, 0],
       'context_tokens': tokens(CONTEXT, begin=False, end=False),
-      'text_tokens': tokens(TEXT, begin=True, end=True),
+      'text_tokens': text_tokens,
       'boxes': boxes[:, :, 1],
       'points': points,
       'masks': rng.integers(0, 2, (*shape, SIDE, SIDE)).astype(np.uint8),
       'prompt_mask': in_use,
-      **{
-          name: (in_use & (rng.uniform(size=shape) < 0.8)).astype(np.float32)
-          for name in ('caption_weights', 'point_weights', 'mask_weights')
-      },
+      **weights,
   }
 
 
@@ -184,14 +180,14 @@ def add_slots(batch, seed):
 
 
 @functools.cache
-def setup(head, decoder, with_masks, random_params):
+def setup(head, decoder, random_params):
   """A model with drawn parameters, as one compiled function of a batch."""
-  model = make_model(head, decoder, with_masks)
+  model = make_model(head, decoder)
   batch = draw_batch(0)
   params = random_params(
       model.module, *(jnp.asarray(batch[k]) for k in models.NETWORK_INPUTS)
   )
-  for name in {'mask_adapter', 'mask_decoder'} & set(params):
+  for name in ('mask_adapter', 'mask_decoder'):
     # They are wide; large numbers would hide small ones.
     params[name] = jax.tree.map(lambda x: 0.2 * x, params[name])
 
@@ -236,7 +232,7 @@ def assert_equal_losses(actual, expected, names):
 def test_unused_slots_order_and_unseen_pixels_move_nothing(
     head, decoder, random_params
 ):
-  run = setup(head, decoder, True, random_params)
+  run = setup(head, decoder, random_params)
   texts = set()
   for seed in SEEDS:
     batch = draw_batch(seed)
@@ -260,7 +256,7 @@ def test_unused_slots_order_and_unseen_pixels_move_nothing(
     'head', [pytest.param('t5', marks=pytest.mark.slow), 'bert']
 )
 def test_longer_context_and_text_move_nothing(head, random_params):
-  run = setup(head, generation.Greedy(), False, random_params)
+  run = setup(head, generation.Greedy(), random_params)
   num_ended = 0
   for seed in SEEDS:
     batch = draw_batch(seed)
@@ -272,7 +268,9 @@ def test_longer_context_and_text_move_nothing(head, random_params):
         'context_tokens': pad(batch, 'context_tokens', 2, 2),
     }
     more_losses, more = run(longer)
-    assert_equal_losses(more_losses, losses, ['text_loss', 'point_loss'])
+    assert_equal_losses(
+        more_losses, losses, ['text_loss', 'point_loss', 'mask_loss']
+    )
     for name in ('tokens', 'points', 'point_mask', 'gt_text_points'):
       more[name] = more[name][:, :, :TEXT]
     # A text that was cut off at TEXT goes on where there is room.
@@ -286,6 +284,7 @@ def test_longer_context_and_text_move_nothing(head, random_params):
     given = found.pop('gt_text_points')
     assert_equal_where_in_use(more, {'gt_text_points': given}, of_words)
     has_box = in_use & np.asarray(found['box_mask'])
-    assert_equal_where_in_use(more, {'boxes': found.pop('boxes')}, has_box)
+    of_boxes = {k: found.pop(k) for k in ('boxes', 'mask_logits', 'mask_iou')}
+    assert_equal_where_in_use(more, of_boxes, has_box)
     assert_equal_where_in_use(more, found, in_use)
   assert num_ended > 2, 'all texts were cut off'

@@ -84,6 +84,7 @@ def _optional_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
             depth=mask['depth'],
             transformer_dim=mask['transformer_dim'],
             gating=mask['gating'],
+            reads_padding=True,
         ),
         'mask_decoder': sam_mask_decoder.SamMaskDecoder(),
     }

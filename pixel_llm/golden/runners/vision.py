@@ -286,6 +286,7 @@ def run_mask_adapter(case: golden_case.Case) -> Arrays:
         num_outputs=settings['num_outputs'],
         input_projection=settings['input_projection'],
         gating=gating,
+        reads_padding=True,
     )
     sparse = _apply(
         adapter,
@@ -293,6 +294,7 @@ def run_mask_adapter(case: golden_case.Case) -> Arrays:
         inputs['sparse'],
         inputs['visual_features'],
         inputs['text_features'],
+        np.ones(inputs['text_features'].shape[:3], bool),
     )
     outputs[name] = np.asarray(sparse)
   return outputs

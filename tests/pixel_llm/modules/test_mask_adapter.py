@@ -22,10 +22,12 @@ def test_matches_the_golden_figures():
 @pytest.fixture(name='inputs')
 def make_inputs():
   keys = jax.random.split(jax.random.key(0), 3)
-  return tuple(
+  sequences = tuple(
       jax.random.normal(key, (2, 3, *shape))
       for key, shape in zip(keys, ((2, 16), (4, 7), (5, 6)))
   )
+  # The last two of five text tokens are padding.
+  return *sequences, np.broadcast_to(np.arange(5) < 3, (2, 3, 5))
 
 
 def small_adapter(**fields):
@@ -63,9 +65,13 @@ def test_without_the_gate_it_has_no_alpha_and_corrects_at_once(
 def test_without_input_projection_there_are_no_projections(
     inputs, random_params
 ):
-  sparse, _, _ = inputs
+  sparse = inputs[0]
   params = random_params(
-      small_adapter(input_projection=False), sparse, sparse, sparse
+      small_adapter(input_projection=False),
+      sparse,
+      sparse,
+      sparse,
+      np.ones(sparse.shape[:3], bool),
   )
   assert not [k for k in params if 'projection' in k]
 
@@ -73,3 +79,23 @@ def test_without_input_projection_there_are_no_projections(
 def test_other_embeddings_are_refused(inputs):
   with pytest.raises(ValueError, match=r'shape \(2, 16\).* are \(2, 8\)'):
     small_adapter(transformer_dim=8).init(jax.random.key(1), *inputs)
+
+
+def test_padding_is_read_only_where_it_is_asked_for(inputs, random_params):
+  sparse, visual, text, mask = inputs
+  other = np.where(mask[..., None], text, 5.0)
+  params = random_params(small_adapter(), *inputs)
+
+  def correct(text, mask, **fields):
+    adapter = small_adapter(**fields)
+    return jax.jit(adapter.apply)(
+        {'params': params}, sparse, visual, text, mask
+    )
+
+  found = correct(text, mask)
+  np.testing.assert_array_equal(correct(other, mask), found)
+  np.testing.assert_allclose(
+      correct(text[:, :, :3], mask[:, :, :3]), found, rtol=1e-5, atol=1e-5
+  )
+  read = correct(other, mask, reads_padding=True)
+  assert not np.allclose(read, correct(text, mask, reads_padding=True))

@@ -62,6 +62,7 @@ MODULES = {
             jnp.zeros((1, 1, 2, 256)),
             jnp.zeros((1, 1, 4, 40)),
             jnp.zeros((1, 1, 5, 24)),
+            jnp.ones((1, 1, 5), bool),
         ),
         {},
     ),

@@ -12,8 +12,8 @@ from pixel_llm.golden import case as case_lib
 from pixel_llm.golden import compare
 from pixel_llm.golden.runners import text
 from pixel_llm.modules import lora
-from pixel_llm.modules import t5_stacks
 from pixel_llm.modules import t5_text_head
+from pixel_llm.modules import text_head
 from t5x.examples.t5 import network
 
 GOLDEN = pathlib.Path(__file__).parents[2] / 'golden'
@@ -184,7 +184,7 @@ def test_padded_context_equals_shorter_context(params):
     return HEAD.apply({'params': params}, VISUAL[:1], TOKENS[:1], context)
 
   long, short = apply(CONTEXT[:1]), apply(CONTEXT[:1, :1])
-  visible = np.asarray(t5_stacks.next_token_mask(TOKENS[:1]))
+  visible = np.asarray(text_head.next_token_mask(TOKENS[:1]))
   np.testing.assert_allclose(
       np.asarray(long.logits)[visible],
       np.asarray(short.logits)[visible],
@@ -195,7 +195,7 @@ def test_padded_context_equals_shorter_context(params):
 
 def test_the_next_token_hides_a_position():
   np.testing.assert_array_equal(
-      t5_stacks.next_token_mask(jnp.array([[0, 7, 0, 9, 1, 0]])),
+      text_head.next_token_mask(jnp.array([[0, 7, 0, 9, 1, 0]])),
       [[True, False, True, True, False, False]],
   )
 

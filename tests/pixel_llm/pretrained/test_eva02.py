@@ -15,8 +15,8 @@ def eva():
   return timm_tower.import_eva()
 
 
-def tower(eva, enlarged, **kwargs):
-  """timm's `eva02_large_patch14_clip_224`, small, without its inner norm."""
+def tower(eva, enlarged):
+  """timm's `eva02_large_patch14_clip_224`, small."""
   grid = SIDE // PATCH
   model = enlarged(
       eva.Eva(
@@ -29,11 +29,11 @@ def tower(eva, enlarged, **kwargs):
           qkv_fused=False,
           swiglu_mlp=True,
           scale_mlp=True,
+          scale_attn_inner=True,
           use_rot_pos_emb=True,
           ref_feat_shape=(grid, grid),
           global_pool='token',
           num_classes=5,
-          **kwargs,
       )
   )
   # The original's epsilon; timm has 1e-6 here too.
@@ -48,6 +48,7 @@ OURS = eva02_vit.Eva02Vit(
     depth=2,
     num_heads=3,
     pretrain_image_size=SIDE,
+    attention_norm=True,
 )
 
 
@@ -86,6 +87,7 @@ def test_the_authors_names_hold_the_same(
       '.mlp.fc1_x.': '.mlp.w2.',
       '.mlp.fc2.': '.mlp.w3.',
       '.mlp.norm.': '.mlp.ffn_ln.',
+      '.attn.norm.': '.attn.inner_attn_ln.',
       '.q_proj.bias': '.q_bias',
       '.v_proj.bias': '.v_bias',
   }
@@ -105,17 +107,3 @@ def test_the_authors_names_hold_the_same(
   assert got.keys() == want.keys()
   for name in want:
     np.testing.assert_array_equal(got[name], want[name])
-
-
-def test_the_inner_norm_that_our_tower_lacks_is_never_dropped_in_silence(
-    eva, tmp_path, enlarged, capsys
-):
-  model = tower(eva, enlarged, scale_attn_inner=True)
-  file = tmp_path / 'x.safetensors'
-  safetensors.torch.save_file(model.state_dict(), file)
-  assert import_weights.main([f'--source={file}']) == 1
-  assert 'blocks.1.attn.norm.weight UNKNOWN (24) float32' in (
-      capsys.readouterr().out
-  )
-  flags = ['--source', str(file), r'--allow_unknown=.*\.attn\.norm\..*']
-  assert import_weights.main(flags) == 0
