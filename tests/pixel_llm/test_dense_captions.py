@@ -18,6 +18,14 @@ from pixel_llm import text_prompts
 from pixel_llm.modules import centernet
 from pixel_llm.modules import roi_head
 
+# Of the golden cases.
+SIZE_RANGES = (
+    (0, 20.0),
+    (16.0, 40.0),
+    (32.0, 80.0),
+    (64.0, 160.0),
+    (128.0, 25000.0),
+)
 LOSSES = ('text', 'point', 'detection')
 
 
@@ -26,15 +34,7 @@ def joint():
   """The joint case: parameters, batches by task, and a compiled loss."""
   case, model, _ = golden_model(
       'model_joint_t5',
-      objective=objective.Objective(
-          size_ranges=(
-              (0, 20.0),
-              (16.0, 40.0),
-              (32.0, 80.0),
-              (64.0, 160.0),
-              (128.0, 25000.0),
-          )
-      ),
+      objective=objective.Objective(size_ranges=SIZE_RANGES),
   )
   batches = {v: golden_batch(case, v) for v in ('', 'ref', 'trace')}
   loss_fn = jax.jit(model.loss_fn, static_argnums=2)
@@ -110,6 +110,39 @@ def test_hidden_boxes_are_no_targets(joint):
   np.testing.assert_allclose(
       found['detection'], parts(loss_fn(removed)[1])['detection'], rtol=1e-5
   )
+
+
+def test_order_and_padding_of_objects_move_no_loss():
+  case, model, batch = golden_model(
+      'model_densecap_t5',
+      objective=objective.Objective(size_ranges=SIZE_RANGES),
+  )
+  ones = batch['prompt_mask'].astype(np.float32)
+  batch |= {'caption_weights': ones, 'detection_weights': ones}
+  batch['object_captions'] = batch['prompt_mask']
+  rng = np.random.default_rng(0)
+  order = [2, 4, 0, 3, 5, 1]
+  moved = dict(batch)
+  for name, value in batch.items():
+    if value.ndim > 1 and value.shape[1] == 4:
+      padding = np.zeros_like(value[:, :2])
+      if name in ('text_tokens', 'prompt_boxes'):
+        # Whatever an unused slot holds, it must not count.
+        padding = rng.integers(2, 90, padding.shape).astype(value.dtype)
+      elif name == 'context_tokens':
+        padding = value[:, :2]
+      moved[name] = np.concatenate([value, padding], axis=1)[:, order]
+  loss_fn = jax.jit(model.loss_fn, static_argnums=2)
+  loss, metrics = loss_fn(case.params, batch, None)
+  np.testing.assert_allclose(
+      loss, case.expected['out/loss/total_loss'], rtol=1e-4
+  )
+  moved_loss, moved_metrics = loss_fn(case.params, moved, None)
+  np.testing.assert_allclose(moved_loss, loss, rtol=1e-5)
+  for name in ('text_loss', 'detection_loss', 'accuracy'):
+    np.testing.assert_allclose(
+        moved_metrics[name].compute(), metrics[name].compute(), rtol=1e-5
+    )
 
 
 @pytest.mark.golden
