@@ -438,37 +438,6 @@ class PixelLLM(nn.Module):
         end_id=self.end_token_id,
     )
 
-  def point_targets(
-      self,
-      text_tokens: Int[Array, 'B N T'],
-      points: Float[Array, 'B N T P 2'],
-      boxes: Float[Array, 'B N 4'],
-  ) -> stages.PointTargets:
-    """Targets of the point loss: a trace where there is one, else the box.
-
-    An image with any positive target point has a trace: its captions point at
-    every word. In others the tokens that count point at the corners of their
-    prompt's target box. Needs no parameters.
-
-    Args:
-      text_tokens: the text.
-      points: targets per token, all zero in an image without a trace.
-      boxes: target boxes.
-
-    Returns:
-      Targets and which of them count.
-    """
-    has_trace = jnp.any(points > 0, axis=(1, 2, 3, 4))[:, None, None]
-    corners = boxes.reshape(*boxes.shape[:2], 1, 2, 2)
-    return stages.PointTargets(
-        points=jnp.where(has_trace[..., None, None], points, corners),
-        mask=jnp.where(
-            has_trace,
-            self.token_mask(text_tokens, self.trace_point_output_ignore),
-            self.token_mask(text_tokens, self.point_output_ignore),
-        ),
-    )
-
   def segment(
       self,
       features: stages.ImageFeatures,

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from pixel_llm import detection_losses
 from pixel_llm import geometry
@@ -269,13 +269,47 @@ def chosen_rows(prompts: stages.Prompts, batch: Batch) -> Batch:
   return {**batch, **chosen}
 
 
+def point_targets(
+    module: network.PixelLLM,
+    text_tokens: Int[Array, 'B N T'],
+    points: Float[Array, 'B N T P 2'],
+    boxes: Float[Array, 'B N 4'],
+) -> stages.PointTargets:
+  """Targets of the point loss: a trace where there is one, else the box.
+
+  An image with any positive target point has a trace: its captions point at
+  every word. In others the tokens that count point at the corners of their
+  prompt's target box.
+
+  Args:
+    module: the network; it says which tokens count.
+    text_tokens: the text.
+    points: targets per token, all zero in an image without a trace.
+    boxes: target boxes.
+
+  Returns:
+    Targets and which of them count.
+  """
+  has_trace = jnp.any(points > 0, axis=(1, 2, 3, 4))[:, None, None]
+  corners = boxes.reshape(*boxes.shape[:2], 1, 2, 2)
+  return stages.PointTargets(
+      points=jnp.where(has_trace[..., None, None], points, corners),
+      mask=jnp.where(
+          has_trace,
+          module.token_mask(text_tokens, module.trace_point_output_ignore),
+          module.token_mask(text_tokens, module.point_output_ignore),
+      ),
+  )
+
+
 def _point_targets(
     module: network.PixelLLM, batch: Batch
 ) -> tuple[Float[Array, 'B N T P 2'], Float[Array, 'B N T']]:
   """Target points and the weight of each token."""
   # A slot without a prompt does not make its image one with a trace.
   in_use = batch['prompt_mask'][..., None, None, None]
-  targets = module.point_targets(
+  targets = point_targets(
+      module,
       batch['text_tokens'],
       jnp.where(in_use, batch['points'], 0.0),
       batch['boxes'],

@@ -142,8 +142,11 @@ def _point_targets(
 ) -> stages.PointTargets:
   """Targets of the prompts that got text; no trace where the case has none."""
   no_trace = jnp.zeros(outputs.location.points.shape, jnp.float32)
-  return net.point_targets(
-      chosen['text_tokens'], chosen.get('points', no_trace), chosen['boxes']
+  return objective.point_targets(
+      net,
+      chosen['text_tokens'],
+      chosen.get('points', no_trace),
+      chosen['boxes'],
   )
 
 
