@@ -28,6 +28,9 @@ _UNKNOWN_CONFIGURABLE = re.compile(
 _REQUIRED_MACRO = re.compile(
     r'(?P<name>\w+)/macro.value set to `%gin.REQUIRED`'
 )
+_UNSET_MACRO = re.compile(
+    r"In call to configurable 'macro'.* in scope '(?P<name>\w+)'"
+)
 
 _parsed_files: list[str] = []
 _parsed_bindings: list[str] = []
@@ -141,7 +144,7 @@ def explain(error: Exception) -> str:
   near = _near_names(text)
   if near:
     text += f'\n  Nearest known names: {", ".join(near)}.'
-  if match := _REQUIRED_MACRO.match(text):
+  if match := _REQUIRED_MACRO.match(text) or _UNSET_MACRO.search(text):
     name = match['name']
     text = (
         f'{name} must be set: in a gin file, or on the command line with '
@@ -216,9 +219,20 @@ def _near_names(text: str) -> list[str]:
 
 
 def _parameters(selector: str) -> list[str]:
-  """Returns the parameter names of a registered function or class."""
-  configurable = gin.get_configurable(selector)
-  return list(inspect.signature(configurable).parameters)
+  """Returns the parameter names of a registered function or class.
+
+  Args:
+    selector: what a gin file calls it; another file may have registered it
+      under the name of another module.
+  """
+  name = selector.rsplit('.', 1)[-1]
+  # gin keeps no public list of what is registered.
+  return [
+      parameter
+      for known, configurable in gin.config._REGISTRY._selector_map.items()
+      if known.rsplit('.', 1)[-1] == name
+      for parameter in inspect.signature(configurable.wrapped).parameters
+  ]
 
 
 def get_gin_config_str(show_provenance: bool = False) -> str:

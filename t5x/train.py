@@ -7,6 +7,7 @@ slow to import is imported once the flags are right.
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import logging as python_logging
 import os
 import sys
 import tempfile
@@ -137,6 +138,44 @@ def _main() -> None:
         '`import __main__ as train_script`.'
     ) from error
   train(dry_run=_DRY_RUN.value)
+
+
+def parse_gin(
+    gin_files: Sequence[str],
+    gin_bindings: Sequence[str],
+    gin_search_paths: Sequence[str] = ('.',),
+) -> None:
+  """Parses a run's gin files for another command, which only reads them.
+
+  They import this script as `__main__`, and so it is found while they are
+  parsed. The config stays open: what only a run needs, such as its directory,
+  may be missing.
+
+  Args:
+    gin_files: paths of gin files.
+    gin_bindings: gin statements, applied after the files.
+    gin_search_paths: directories in which files are looked up, before the one
+      that holds t5x.
+
+  Raises:
+    FileNotFoundError: if a file is in none of the search paths.
+    ValueError: for an unknown name.
+  """
+  search_paths = [*gin_search_paths, _PACKAGE_ROOT]
+  gin_utils.find_gin_files(gin_files, search_paths)
+  _import_tensorflow()
+  # gin's own messages, whatever handlers the other command has.
+  logger = python_logging.getLogger()
+  main_module = sys.modules['__main__']
+  sys.modules['__main__'] = sys.modules[__name__]
+  logger.addFilter(_is_worth_a_line)
+  try:
+    gin_utils.parse_gin_flags(
+        search_paths, gin_files, gin_bindings, finalize_config=False
+    )
+  finally:
+    logger.removeFilter(_is_worth_a_line)
+    sys.modules['__main__'] = main_module
 
 
 def _set_verbosity() -> None:

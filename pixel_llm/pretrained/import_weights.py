@@ -1,20 +1,23 @@
 r"""Turns weights of other projects into a checkpoint that a run starts from.
 
     python -m pixel_llm.pretrained.import_weights \
+      --gin_file gin/pixel_llm_t5_refseg.gin \
       --source sam_vit_h.pth --source flan-t5-xl/ --source eva02.safetensors \
       --output weights/start
-    python -m t5x.train … --gin.INITIAL_CHECKPOINT_PATH='"weights/start"'
+    python -m t5x.train --gin_file gin/pixel_llm_t5_refseg.gin … \
+      --gin.INITIAL_CHECKPOINT_PATH='"weights/start"'
 
 The format of each source is detected. Every name is reported: renamed, left out
 with the reason, unknown, or misshapen. The last two are errors, and nothing is
-written then; --allow_unknown leaves unknown names out.
+written then; --allow_unknown leaves unknown names out. The model to fit is that
+of gin files, which take --gin.NAME=VALUE as a run does, or of a checkpoint.
 
 Exit status: 0 written; 1 something was unknown or misshapen, or failed; 2 wrong
 arguments.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import os
 import re
 import sys
@@ -24,13 +27,15 @@ from flax import traverse_util
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pixel_llm import layer_layout
+from pixel_llm.pretrained import fitting
 from pixel_llm.pretrained import formats
 from pixel_llm.pretrained import name_rules
 from pixel_llm.pretrained import peft_adapters
 from pixel_llm.pretrained import sources
+from pixel_llm.pretrained import target_model
 from t5x import checkpoint_reader
 from t5x import checkpoints
+from t5x import gin_utils
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,18 +60,41 @@ def _parser() -> argparse.ArgumentParser:
       metavar='DIR',
       help='where the checkpoint goes, as DIR/checkpoint_0; none: only report',
   )
-  parser.add_argument(
+  model = parser.add_mutually_exclusive_group()
+  model.add_argument(
+      '--gin_file',
+      action='append',
+      metavar='FILE',
+      help='a gin file of the run; may be repeated. Names and shapes are checked'
+      ' against its model, and stacks become scanned or unrolled as they are'
+      ' there',
+  )
+  model.add_argument(
       '--like',
       metavar='CHECKPOINT',
-      help='a checkpoint of the model: names and shapes are checked against it,'
-      ' and stacks become scanned or unrolled as they are there',
+      help='a checkpoint of the model, instead of gin files',
+  )
+  parser.add_argument(
+      '--gin_bindings',
+      action='append',
+      default=[],
+      metavar='STATEMENT',
+      help='a gin statement, applied after the files; may be repeated.'
+      ' --gin.NAME=VALUE is short for it',
+  )
+  parser.add_argument(
+      '--gin_search_paths',
+      default='.',
+      metavar='DIR,DIR',
+      help='directories in which gin files are looked up (.)',
   )
   parser.add_argument(
       '--allow_unknown',
       action='append',
       default=[],
       metavar='REGEX',
-      help='unknown names of the sources that are left out; may be repeated',
+      help='names that are left out where no rule or not the model knows them:'
+      " the source's or ours; may be repeated",
   )
   parser.add_argument(
       '--dtype',
@@ -76,9 +104,22 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+  """Parses the command line; wrong arguments end the process."""
+  parser = _parser()
+  try:
+    _, *words = gin_utils.rewrite_gin_args([parser.prog, *argv])
+  except ValueError as error:
+    parser.error(str(error))
+  args = parser.parse_args(words)
+  if args.gin_bindings and not args.gin_file:
+    parser.error('Gin bindings say nothing without --gin_file.')
+  return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  args = _parser().parse_args(argv)
+  args = _parse(sys.argv[1:] if argv is None else argv)
   try:
     return _run(args)
   except (ValueError, OSError) as error:
@@ -87,8 +128,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+  target = _target(args)
   merged: dict[str, Any] = {}
   origin: dict[str, str] = {}
+  old_names: dict[str, str] = {}
   num_errors = 0
   for text in args.source:
     chosen, path, place = _parse_source(text)
@@ -105,9 +148,13 @@ def _run(args: argparse.Namespace) -> int:
             f'{one.name} comes from both {origin[one.name]} and {path}.'
         )
       merged[one.name], origin[one.name] = one.array, path
-  if args.like:
-    merged, num_wrong = _fit(merged, args.like)
-    num_errors += num_wrong
+      old_names[one.name] = one.source
+  if target is not None:
+    result = fitting.fit(merged, target.params)
+    num_errors += _report_fit(
+        result, target.title, old_names, args.allow_unknown
+    )
+    merged = result.params
   size = sum(array.size for array in merged.values())
   print(f'Together: {len(merged)} arrays, {size:,} numbers.')
   if num_errors:
@@ -122,6 +169,17 @@ def _run(args: argparse.Namespace) -> int:
     save(path, merged, args.dtype)
     print(f'Written: {path}')
   return 0
+
+
+def _target(args: argparse.Namespace) -> target_model.TargetModel | None:
+  """Reads the model to fit, if there is one."""
+  if args.like:
+    return target_model.from_checkpoint(args.like)
+  if args.gin_file:
+    return target_model.from_gin(
+        args.gin_file, args.gin_bindings, args.gin_search_paths.split(',')
+    )
+  return None
 
 
 def _parse_source(text: str) -> tuple[str | None, str, str | None]:
@@ -148,7 +206,7 @@ def _report(
     print(f'  {name} left out: {reason}')
   num_errors = 0
   for name in result.unknown:
-    if any(re.fullmatch(pattern, name) for pattern in allowed):
+    if _is_allowed(allowed, name):
       print(f'  {name} left out: --allow_unknown')
     else:
       print(f'  {name} UNKNOWN {_shape(source.arrays[name])}')
@@ -168,30 +226,31 @@ def _shape(array: Any) -> str:
   return f'({", ".join(map(str, array.shape))}) {array.dtype}'
 
 
-def _fit(merged: dict[str, Any], like: str) -> tuple[dict[str, Any], int]:
-  """Brings parameters into a model's form; reports what does not fit."""
-  tree = checkpoint_reader.read_tree(checkpoints.find_checkpoint(like))
-  target = tree['target']
-  wanted = traverse_util.flatten_dict(target, sep='/')
-  nested = traverse_util.unflatten_dict(merged, sep='/')
-  fitted = traverse_util.flatten_dict(
-      layer_layout.to_layout_of(nested, target), sep='/'
-  )
-  num_wrong = 0
-  for name, array in fitted.items():
-    if name not in wanted:
-      print(f'  {name} UNKNOWN to {like}')
-      num_wrong += 1
-    elif tuple(wanted[name].shape) != tuple(array.shape):
-      print(
-          f'  {name} MISSHAPEN: {tuple(array.shape)}, {like} has'
-          f' {tuple(wanted[name].shape)}'
-      )
-      num_wrong += 1
-  for name in wanted:
-    if name not in fitted:
-      print(f'  {name} is in no source: a run starts it fresh')
-  return fitted, num_wrong
+def _report_fit(
+    result: fitting.Fit,
+    title: str,
+    old_names: Mapping[str, str],
+    allowed: Sequence[str],
+) -> int:
+  """Prints what does not fit the model; returns the number of errors."""
+  num_errors = len(result.wrong)
+  for name, reason in result.left_out.items():
+    print(f'  {name} left out: {reason}')
+  for name, mend in result.unknown.items():
+    if _is_allowed(allowed, name, old_names.get(name, name)):
+      print(f'  {name} left out: --allow_unknown')
+    else:
+      print(f'  {name} UNKNOWN to {title}{mend}')
+      num_errors += 1
+  for name, what in result.wrong.items():
+    print(f'  {name} {what}')
+  for name in result.fresh:
+    print(f'  {name} is in no source: a run starts it fresh')
+  return num_errors
+
+
+def _is_allowed(allowed: Sequence[str], *names: str) -> bool:
+  return any(re.fullmatch(p, name) for p in allowed for name in names)
 
 
 def save(path: str, params: dict[str, Any], dtype: str | None = None) -> None:
