@@ -110,6 +110,16 @@ _DEPTHS = {
     r'textual/transformer/encoder/layer\.': f'{_BERT}.num_layers',
 }
 
+# The setting that gives a model parameters it may lack.
+_OPTIONS = {
+    r'git_backbone/blocks\.\d+/attn/inner_attn_ln/.*': (
+        f'{_EVA02}.attention_norm = True'
+    ),
+    'textual/t5_module/decoder/logits_dense/kernel': (
+        f'{_T5}.logits_via_embedding = False'
+    ),
+}
+
 
 @dataclasses.dataclass
 class Fit:
@@ -210,4 +220,7 @@ def _why_unknown(
     layer = re.match(rf'{pattern}\d+/', name)
     if layer and not any(x.startswith(layer[0]) for x in wanted):
       return f', which has fewer layers: set {setting}'
+  for pattern, setting in _OPTIONS.items():
+    if re.fullmatch(pattern, name):
+      return f': set {setting}'
   return ''

@@ -186,6 +186,25 @@ def test_stacks_of_another_depth_are_refused_in_either_form(model):
   assert 'MISSING' in wrong['git_backbone/blocks.1/attn/q_bias']
 
 
+def test_parameters_that_a_setting_brings_are_told_with_it():
+  trace = ['gin/pixel_llm_tiny_trace.gin']
+  option = {f'{EVA02}.attention_norm': True}
+  more = flat(target_model.from_gin(trace, bindings(**option)).params)
+  option = {f'{T5}.logits_via_embedding': True}
+  less = target_model.from_gin(trace, bindings(**option)).params
+  unknown = fitting.fit(more, less).unknown
+  norm = 'git_backbone/blocks.{}/attn/inner_attn_ln/{}'
+  assert unknown == {
+      norm.format(i, name): f': set {EVA02}.attention_norm = True'
+      for i in (0, 1)
+      for name in ('scale', 'bias')
+  } | {
+      'textual/t5_module/decoder/logits_dense/kernel': (
+          f': set {T5}.logits_via_embedding = False'
+      )
+  }
+
+
 def test_shapes_of_the_model_are_those_that_it_has(model):
   shapes = jax.tree.map(lambda x: x.shape, flat(model.params))
   assert shapes['sam_backbone/blocks.1/attn/rel_pos_h'] == (7, 4)
