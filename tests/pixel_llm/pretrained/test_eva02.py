@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import safetensors.torch
-import timm_tower
 import torch
+import torch_models
 
 from pixel_llm.modules import eva02_vit
 from pixel_llm.pretrained import import_weights
@@ -12,7 +12,7 @@ SIDE, PATCH = 56, 14
 
 @pytest.fixture(scope='module')
 def eva():
-  return timm_tower.import_eva()
+  return torch_models.import_eva()
 
 
 def tower(eva, enlarged):

@@ -1,9 +1,12 @@
-"""timm's EVA02 without torchvision.
+"""timm's EVA02 and Meta's SAM without torchvision.
 
-timm imports torchvision for convolutional networks and pictures; a transformer
-needs neither, and torchvision's wheel on the public index is the CUDA build.
+They import torchvision for convolutional networks, pictures and boxes; these
+networks need none, and torchvision's wheel on the public index is the CUDA
+build.
 """
 
+from collections.abc import Iterator
+import contextlib
 import importlib.machinery
 import sys
 from unittest import mock
@@ -16,6 +19,7 @@ _MODULES = (
     'torchvision.models',
     'torchvision.models.feature_extraction',
     'torchvision.ops',
+    'torchvision.ops.boxes',
     'torchvision.ops.misc',
     'torchvision.transforms',
     'torchvision.transforms.functional',
@@ -23,7 +27,22 @@ _MODULES = (
 
 
 def import_eva():
-  """Returns the module `timm.models.eva`; torchvision is absent afterwards."""
+  """Returns the module `timm.models.eva`."""
+  with _stub_of_torchvision():
+    from timm.models import eva
+  return eva
+
+
+def import_sam():
+  """Returns the package `segment_anything`."""
+  with _stub_of_torchvision():
+    import segment_anything
+  return segment_anything
+
+
+@contextlib.contextmanager
+def _stub_of_torchvision() -> Iterator[None]:
+  """Lets torchvision be imported; it is absent afterwards."""
   stubs = {}
   for name in _MODULES:
     stub = mock.MagicMock(name=name)
@@ -37,8 +56,7 @@ def import_eva():
   # Not `mock.patch.dict`: it would forget all that timm imports.
   sys.modules.update(stubs)
   try:
-    from timm.models import eva
+    yield
   finally:
     for name in stubs:
       del sys.modules[name]
-  return eva
