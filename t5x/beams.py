@@ -21,8 +21,10 @@ import numpy as np
 # Stands for the log of zero; sums of a few stay finite.
 NEG_INF = np.array(-1.0e7)
 
-# Leaves of a cache without a batch axis: what they hold is true of all rows.
-_SHARED_LEAVES = frozenset({'cached_bias', 'position_embedder_index'})
+# The count of a module that adds absolute positions.
+POSITION_LEAF = 'position_embedder_index'
+# Leaves of a cache that beams share.
+_SHARED_LEAVES = frozenset({'cached_bias', POSITION_LEAF})
 # The position in the cache: one for all rows, or after a prefill one a row.
 INDEX_LEAF = 'cache_index'
 # Rows of a register on a TPU, and the batch that fills no more than one.

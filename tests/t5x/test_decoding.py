@@ -107,6 +107,11 @@ def prompt_rows(prompts, length):
 PROMPTS = [(), (2, 3), (3,), (2, EOS, 3)]
 
 
+def run(decode, *args, **settings):
+  """Compiles as a whole: op by op takes longer."""
+  return jax.jit(lambda: decode(*args, **settings))()
+
+
 # Beam search.
 
 
@@ -150,16 +155,15 @@ def test_a_wide_beam_finds_the_best_of_all_sequences(seed, alpha, prompt):
 def test_rows_do_not_see_each_other(offset):
   logits = table(1)
   inputs = prompt_rows(PROMPTS, 6)
-  together, scores = jax.jit(
-      lambda: decoding.beam_search(
-          inputs,
-          new_cache(len(inputs), offset),
-          step_fn(logits, offset),
-          EOS,
-          num_decodes=2,
-          cache_offset=offset,
-      )
-  )()
+  together, scores = run(
+      decoding.beam_search,
+      inputs,
+      new_cache(len(inputs), offset),
+      step_fn(logits, offset),
+      EOS,
+      num_decodes=2,
+      cache_offset=offset,
+  )
   for row in range(len(inputs)):
     alone, score = search(logits, inputs[row : row + 1], 0.6, 2)
     np.testing.assert_array_equal(together[row], alone[0])
@@ -206,8 +210,13 @@ def test_a_prefilled_cache_gives_what_a_forced_prompt_gives(
 
 def test_a_full_prompt_comes_back():
   inputs = np.array([[0, 2, 3, 2], [0, 3, 3, 0]])
-  tokens, _ = decoding.beam_search(
-      inputs, new_cache(2), step_fn(table(3)), EOS, num_decodes=2
+  tokens, _ = run(
+      decoding.beam_search,
+      inputs,
+      new_cache(2),
+      step_fn(table(3)),
+      EOS,
+      num_decodes=2,
   )
   np.testing.assert_array_equal(tokens[0, -1, :3], [2, 3, 2])
   np.testing.assert_array_equal(tokens[1, -1, :2], [3, 3])
@@ -220,8 +229,13 @@ def never_ends(state):
 
 
 def test_without_an_end_the_live_beams_come_back_in_order():
-  tokens, scores = decoding.beam_search(
-      np.zeros((1, 3), np.int32), {}, never_ends, EOS, num_decodes=2
+  tokens, scores = run(
+      decoding.beam_search,
+      np.zeros((1, 3), np.int32),
+      {},
+      never_ends,
+      EOS,
+      num_decodes=2,
   )
   np.testing.assert_array_equal(tokens[0, 1], [2, 2, 2])
   assert sorted(tokens[0, 0].tolist()) == [2, 2, 3]
@@ -244,11 +258,7 @@ def counted(step):
 def num_steps(**settings):
   step, calls = counted(never_ends)
   inputs = np.zeros((1, 6), np.int32)
-  jax.jit(
-      lambda: decoding.beam_search(
-          inputs, {}, step, EOS, num_decodes=2, **settings
-      )
-  )()
+  run(decoding.beam_search, inputs, {}, step, EOS, num_decodes=2, **settings)
   jax.effects_barrier()
   return len(calls)
 
@@ -280,8 +290,13 @@ def always(probs):
 
 def test_beam_search_stops_when_nothing_can_improve():
   step, calls = counted(always([1e-9, 0.9, 0.06, 0.04]))
-  tokens, _ = decoding.beam_search(
-      np.zeros((1, 30), np.int32), {}, step, EOS, num_decodes=2
+  tokens, _ = run(
+      decoding.beam_search,
+      np.zeros((1, 30), np.int32),
+      {},
+      step,
+      EOS,
+      num_decodes=2,
   )
   jax.effects_barrier()
   assert len(calls) < 5
@@ -291,8 +306,14 @@ def test_beam_search_stops_when_nothing_can_improve():
 
 def test_the_prompt_counts_for_the_length():
   step = always([1e-9, 0.5, 0.25, 0.25])
-  _, scores = decoding.beam_search(
-      prompt_rows([(2, 2)], 5), {}, step, EOS, num_decodes=1, alpha=1.0
+  _, scores = run(
+      decoding.beam_search,
+      prompt_rows([(2, 2)], 5),
+      {},
+      step,
+      EOS,
+      num_decodes=1,
+      alpha=1.0,
   )
   np.testing.assert_allclose(scores[0, 0], np.log(0.5) / (8 / 6), rtol=1e-5)
 
@@ -305,8 +326,13 @@ def test_the_prompt_counts_for_the_length():
 )
 def test_greedy_follows_the_table_through_prompts(settings):
   logits = table(4)
-  tokens, scores = decoding.temperature_sample(
-      prompt_rows(PROMPTS, 8), new_cache(4), step_fn(logits), EOS, **settings
+  tokens, scores = run(
+      decoding.temperature_sample,
+      prompt_rows(PROMPTS, 8),
+      new_cache(4),
+      step_fn(logits),
+      EOS,
+      **settings,
   )
   expected = [greedy(logits, 8, prompt) for prompt in PROMPTS]
   np.testing.assert_array_equal(tokens[:, 0], expected)
@@ -316,7 +342,8 @@ def test_greedy_follows_the_table_through_prompts(settings):
 def test_unscaled_log_probs_are_those_of_the_model():
   logits = table(5)
   inputs = prompt_rows(PROMPTS, 6)
-  tokens, scores = decoding.temperature_sample(
+  tokens, scores = run(
+      decoding.temperature_sample,
       inputs,
       new_cache(4),
       step_fn(logits),
@@ -353,7 +380,8 @@ PROBS = np.array([0.05, 0.15, 0.3, 0.5])
 def test_draws_are_distributed_as_told(settings, expected):
   num_rows = 4000
   logits = jnp.broadcast_to(jnp.log(PROBS), (num_rows, 4))
-  tokens, log_probs = decoding.temperature_sample(
+  tokens, log_probs = run(
+      decoding.temperature_sample,
       np.zeros((num_rows, 1), np.int32),
       {},
       lambda state: (logits, {}),
@@ -373,7 +401,8 @@ def test_draws_are_distributed_as_told(settings, expected):
 def test_every_row_has_its_own_temperature():
   num_decodes = 500
   logits = jnp.broadcast_to(jnp.log(PROBS), (2 * num_decodes, 4))
-  tokens, _ = decoding.temperature_sample(
+  tokens, _ = run(
+      decoding.temperature_sample,
       np.zeros((2, 1), np.int32),
       {},
       lambda state: (logits, {}),
@@ -418,7 +447,8 @@ def test_limits_may_be_traced():
 def test_steps_count_behind_the_prompt(prefilled):
   prompts = [(2,), (2, 2, 2), (2, 2)]
   step, calls = counted(always([1e-9, 1e-9, 0.3, 0.7]))
-  tokens, _ = decoding.temperature_sample(
+  tokens, _ = run(
+      decoding.temperature_sample,
       prompt_rows(prompts, 6),
       {},
       step,
@@ -453,16 +483,15 @@ def test_callbacks_see_and_change_state_and_logits():
     del state
     return jnp.where(jnp.arange(4) == 3, 0.0, -1e9) + 0 * logits
 
-  tokens, _ = jax.jit(
-      lambda: decoding.temperature_sample(
-          prompt_rows([(2, 2), (2,)], 5),
-          {},
-          lambda state: (jnp.zeros((2, 4)), {}),
-          EOS,
-          state_callback_fn=end_behind_a_three,
-          logit_callback_fn=only_three,
-      )
-  )()
+  tokens, _ = run(
+      decoding.temperature_sample,
+      prompt_rows([(2, 2), (2,)], 5),
+      {},
+      lambda state: (jnp.zeros((2, 4)), {}),
+      EOS,
+      state_callback_fn=end_behind_a_three,
+      logit_callback_fn=only_three,
+  )
   jax.effects_barrier()
   np.testing.assert_array_equal(
       tokens[:, 0], [[2, 2, 3, EOS, 0], [2, 3, EOS, 0, 0]]
@@ -473,8 +502,14 @@ def test_callbacks_see_and_change_state_and_logits():
 def test_the_key_of_a_step_is_the_first_of_a_split():
   logits = jnp.broadcast_to(jnp.log(PROBS), (8, 4))
   key = jax.random.PRNGKey(11)
-  tokens, _ = sampling._temperature_sample_single_trial(
-      np.zeros((8, 3), np.int32), {}, lambda s: (logits, {}), 9, key, topk=0
+  tokens, _ = run(
+      sampling._temperature_sample_single_trial,
+      np.zeros((8, 3), np.int32),
+      {},
+      lambda s: (logits, {}),
+      9,
+      key,
+      topk=0,
   )
   for column in range(3):
     step_key, key = jax.random.split(key)
@@ -486,9 +521,9 @@ def test_the_key_of_a_step_is_the_first_of_a_split():
 def test_bad_limits_are_told():
   arguments = (np.zeros((1, 3), np.int32), {}, never_ends, EOS)
   with pytest.raises(ValueError, match='topk.*topp'):
-    decoding.temperature_sample(*arguments, topk=2, topp=0.5)
+    run(decoding.temperature_sample, *arguments, topk=2, topp=0.5)
   with pytest.raises(ValueError, match='max_decode_steps is 4'):
-    decoding.temperature_sample(*arguments, max_decode_steps=4)
+    run(decoding.temperature_sample, *arguments, max_decode_steps=4)
 
 
 # Beams and caches.
