@@ -1,14 +1,14 @@
 """The training script as a process: runs, resumes, describes, and complains."""
 
 import json
-import os
-import pathlib
 import signal
 import subprocess
 import sys
 import time
 
-HERE = pathlib.Path(__file__).parent
+import scripts
+from scripts import HERE
+from scripts import environment
 
 
 def command(model_dir, *args):
@@ -22,22 +22,9 @@ def command(model_dir, *args):
   ]
 
 
-def environment():
-  root = HERE.parent.parent
-  paths = [str(HERE), str(root), os.environ.get('PYTHONPATH', '')]
-  return {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
-
-
 def run_script(model_dir, *args):
-  return subprocess.run(
-      command(model_dir, *args),
-      cwd=HERE,
-      env=environment(),
-      capture_output=True,
-      text=True,
-      timeout=120,
-      check=False,
-  )
+  _, _, module, *arguments = command(model_dir, *args)
+  return scripts.run(module, *arguments)
 
 
 def losses(model_dir):
