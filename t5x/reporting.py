@@ -27,9 +27,10 @@ def _block_until_done(tree: Any) -> None:
       continue
     try:
       leaf.block_until_ready()
-    except RuntimeError:
-      # A later step may take over the buffer while we wait for it.
-      if not leaf.is_deleted():
+    except RuntimeError as error:
+      # A later step may take over the buffer while we wait for it. The runtime
+      # knows before the array does, so `is_deleted` alone comes too late.
+      if not leaf.is_deleted() and 'donated' not in str(error):
         raise
 
 

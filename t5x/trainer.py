@@ -174,7 +174,9 @@ class BaseTrainer(abc.ABC):
     if start_step is None:
       start_step = int(self.train_state.step)
     manager = self.train_metrics_manager
-    manager.start_duration_timer(block_on=self.train_state)
+    # A copy: the first step takes over the state's own buffers, maybe before
+    # the timer's thread has seen that they are computed.
+    manager.start_duration_timer(block_on=jnp.copy(self.train_state.step))
     metrics = None
     for step in range(start_step, start_step + num_steps):
       logging.log_every_n_seconds(logging.INFO, 'Training: step %d', 10, step)

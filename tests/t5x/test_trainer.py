@@ -230,6 +230,17 @@ def test_timer_accepts_donated_arrays_and_needs_a_start():
   manager.close()
 
 
+def test_timer_accepts_arrays_that_are_donated_while_it_waits():
+  manager = trainer_lib.MetricsManager('train')
+  step = jax.jit(lambda x: x @ x, donate_argnums=0)
+  x = jnp.eye(256)
+  for _ in range(200):
+    x = step(x)
+    manager.start_duration_timer(block_on=x)
+  manager.write_metrics_summary({}, 0, 1).result()
+  manager.close()
+
+
 def test_training_needs_a_step():
   with pytest.raises(ValueError, match='num_steps'):
     _trainer().train(iter([]), 0)
