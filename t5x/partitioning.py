@@ -130,6 +130,11 @@ class PjittedFnWithContext:
     with self._context():
       return self._fn(*args, **kwargs)
 
+  def trace(self, *args, **kwargs) -> jax.stages.Traced:
+    """Traces the function for these arguments, arrays or their shapes."""
+    with self._context():
+      return self._fn.trace(*args, **kwargs)
+
   def lower(self, *args, **kwargs) -> jax.stages.Lowered:
     """Lowers the function for these arguments, arrays or their shapes."""
     with self._context():
