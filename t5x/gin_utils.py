@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 import difflib
 import inspect
-import os
 import re
 import sys
 from typing import Any
@@ -12,6 +11,7 @@ from absl import app
 from absl import logging
 
 import gin
+from t5x import gin_syntax
 
 # gin's own message, with the place, is kept; these find the unknown word.
 _UNKNOWN_ATTRIBUTE = re.compile(
@@ -74,30 +74,6 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
   app.run(main, flags_parser=parse)
 
 
-def find_gin_files(
-    gin_files: Sequence[str], gin_search_paths: Sequence[str]
-) -> None:
-  """Checks that every gin file exists, before anything slow is imported.
-
-  Args:
-    gin_files: names as given on the command line.
-    gin_search_paths: directories to look in, in order.
-
-  Raises:
-    FileNotFoundError: naming the paths that were tried.
-  """
-  for name in gin_files:
-    tried = [os.path.join(path, name) for path in ('', *gin_search_paths)]
-    tried = list(dict.fromkeys(map(os.path.normpath, tried)))
-    if os.path.isabs(name):
-      tried = [name]
-    if not any(map(os.path.isfile, tried)):
-      raise FileNotFoundError(
-          f'Gin file {name!r} not found. Tried: {", ".join(tried)}. '
-          'Add its directory with --gin_search_paths.'
-      )
-
-
 def parse_gin_flags(
     gin_search_paths: Sequence[str],
     gin_files: Sequence[str],
@@ -116,12 +92,12 @@ def parse_gin_flags(
 
   Raises:
     FileNotFoundError: if a file is in none of the search paths.
-    ValueError: for an unknown name, with its place and the nearest known ones,
-      or for a macro that has to be set and is not.
+    ValueError: for what gin cannot read, for an unknown name, with its place
+      and the nearest known ones, or for a macro that has to be set and is not.
   """
   for path in gin_search_paths:
     gin.add_config_file_search_path(path)
-  find_gin_files(gin_files, gin_search_paths)
+  gin_syntax.check(gin_files, gin_bindings, gin_search_paths)
   try:
     gin.parse_config_files_and_bindings(
         list(gin_files), None, skip_unknown=skip_unknown, finalize_config=False

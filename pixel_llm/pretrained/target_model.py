@@ -68,11 +68,11 @@ def from_gin(
   # Gin files of a run import SeqIO and with it TensorFlow.
   import gin
   from t5x import gin_utils
-  from t5x import train
+  from t5x import script
 
   gin.clear_config()
   try:
-    train.parse_gin(gin_files, gin_bindings, gin_search_paths)
+    script.parse_gin(gin_files, gin_bindings, gin_search_paths)
     gin.parse_config(_GIN_TARGET)
     params = gin.get_configurable(param_shapes)()
   except (AttributeError, ImportError, NameError, TypeError) as error:

@@ -15,10 +15,10 @@ def environment():
   return {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
 
 
-def run(module, *args, cwd=HERE):
-  """Runs `python -m module args…` to its end."""
+def run(module, *args, cwd=HERE, options=()):
+  """Runs `python options… -m module args…` to its end."""
   return subprocess.run(
-      [sys.executable, '-m', module, *args],
+      [sys.executable, *options, '-m', module, *args],
       cwd=cwd,
       env=environment(),
       capture_output=True,

@@ -101,14 +101,11 @@ def test_dry_run_describes_the_run_and_touches_nothing(tmp_path):
 
 
 def test_a_missing_gin_file_is_told_at_once_with_the_paths_tried(tmp_path):
-  start = time.monotonic()
   result = run_script(tmp_path, '--gin_file=nowhere.gin')
   assert result.returncode == 1
   assert "error: Gin file 'nowhere.gin' not found" in result.stderr
   assert str(HERE.parent.parent / 'nowhere.gin') in result.stderr
   assert 'Traceback' not in result.stderr
-  # TensorFlow alone would take longer to import.
-  assert time.monotonic() - start < 6
 
 
 def test_user_errors_are_short_and_name_the_mend(tmp_path):

@@ -1,0 +1,53 @@
+"""What scripts tell before anything slow is imported."""
+
+import pytest
+import scripts
+
+MODULES = ['t5x.train']
+
+
+def run_traced(module, *args):
+  """Runs a script and tells what it imported."""
+  result = scripts.run(module, *args, options=('-X', 'importtime'))
+  imported = {
+      line.rsplit('|', 1)[1].strip()
+      for line in result.stderr.splitlines()
+      if line.startswith('import time:')
+  }
+  assert 'jax' in imported
+  assert not imported & {'tensorflow', 'seqio', 'orbax'}
+  return result
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_help_shows_the_flags_without_tensorflow(module):
+  result = run_traced(module, '--help')
+  for flag in (
+      'gin_file',
+      'gin_bindings',
+      'gin_search_paths',
+      'tfds_data_dir',
+      'seqio_additional_cache_dirs',
+      'multiprocess_gpu',
+      'coordinator_address',
+      'process_count',
+      'process_index',
+      'initialization_timeout',
+  ):
+    assert f'--{flag}:' in result.stdout.replace('[no]', '')
+
+
+@pytest.mark.parametrize('module', MODULES)
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['--gin_file=nowhere.gin'], "Gin file 'nowhere.gin' not found"),
+        (['--gin_file=tiny_t5.gin', '--gin.A=(1'], "binding 'A = (1'"),
+        ([], 'Start from --gin_file=t5x/configs/runs/'),
+    ],
+)
+def test_errors_in_gin_files_are_told_without_tensorflow(module, args, message):
+  result = run_traced(module, *args)
+  assert result.returncode == 1
+  assert message in result.stderr
+  assert 'Traceback' not in result.stderr
