@@ -238,17 +238,7 @@ def convert_image(image: ImageLines) -> shards.Converted:
     tally.reject('image', image.image_id, e.reason, where, e.detail)
     return shards.Converted(None, tally)
   file = str(image.path)
-  if picture.orientation:
-    tally.notes.append(
-        reports.Note(
-            'image',
-            str(image.image_id),
-            reports.NOTED,
-            'exif_turned',
-            file,
-            f'orientation {picture.orientation}; pixels taken as stored',
-        )
-    )
+  pictures.note_oddities(picture, image.path, image.image_id, (), tally)
   narratives = []
   for line in image.lines:
     with open(line.file, 'rb') as f:
@@ -309,15 +299,12 @@ def _integrate_narrative(
         f'{int(np.sum(~finite))} of {len(txy)} trace points are not finite',
     )
   if ''.join(spoken.split()) != ''.join(caption.split()):
-    tally.notes.append(
-        reports.Note(
-            'narrative',
-            str(line),
-            reports.NOTED,
-            'utterances_differ',
-            str(line.file),
-            'the utterances do not join up to the caption',
-        )
+    tally.note(
+        'narrative',
+        line,
+        'utterances_differ',
+        str(line.file),
+        'the utterances do not join up to the caption',
     )
   return integrate(txy[finite], spans)
 

@@ -1,12 +1,15 @@
 """Finding, checking and reading picture files."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import dataclasses
 import io
 import pathlib
+from typing import Any
 
 import PIL
 from PIL import Image
+
+from tasks.build import reports
 
 # Multi-picture files (MPO) open with an ordinary JPEG.
 _FORMATS = ('JPEG', 'MPO', 'PNG')
@@ -118,3 +121,30 @@ def read_picture(path: pathlib.Path) -> Picture:
       width=image.width,
       orientation=None if orientation in _UPRIGHT else orientation,
   )
+
+
+def note_oddities(
+    picture: Picture,
+    path: pathlib.Path,
+    image_id: Any,
+    declared_hw: Collection[tuple[Any, Any]],
+    tally: reports.Tally,
+) -> None:
+  """Notes what is odd about a picture that is kept.
+
+  Args:
+    picture: as read.
+    path: of its file.
+    image_id: of the picture.
+    declared_hw: the (height, width) that annotations give, if any.
+    tally: takes the notes.
+  """
+  file = str(path)
+  if picture.orientation:
+    detail = f'orientation {picture.orientation}; pixels taken as stored'
+    tally.note('image', image_id, 'exif_turned', file, detail)
+  declared = set(declared_hw) - {(picture.height, picture.width)}
+  if declared:
+    detail = f'rows say {sorted(declared, key=str)}, the picture has'
+    detail += f' {(picture.height, picture.width)} and counts'
+    tally.note('image', image_id, 'size_differs', file, detail)

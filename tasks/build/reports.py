@@ -67,6 +67,12 @@ class Tally:
     """Notes that something was changed and kept."""
     self.notes.append(Note(level, str(name), REPAIRED, reason, file, detail))
 
+  def note(
+      self, level: str, name: Any, reason: str, file: str, detail: str = ''
+  ) -> None:
+    """Notes that something odd was kept as it is."""
+    self.notes.append(Note(level, str(name), NOTED, reason, file, detail))
+
   @property
   def rejected(self) -> collections.Counter[str]:
     """Level to number of rejections."""
