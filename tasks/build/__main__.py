@@ -5,18 +5,61 @@ the run is strict; 2 wrong arguments; 3 done, but something was left out.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import dataclasses
 import pathlib
 import sys
+from typing import Any
 
+from tasks.build import coco_captions
+from tasks.build import llava
 from tasks.build import localized_narratives
 from tasks.build import refcoco
 from tasks.build import reports
 from tasks.build import shards
+from tasks.build import uninext
+from tasks.build import visual_genome
 
-_READERS = {
-    'refcoco': (refcoco.read_split, 'RefCOCO, RefCOCO+, RefCOCOg (MDETR JSON)'),
-    'ln': (localized_narratives.read_split, 'Localized Narratives (JSONL)'),
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """A converter as the command line shows it.
+
+  Attributes:
+    read_split: reads annotation files into the plan of a split.
+    summary: what it reads.
+    parts: what a part of a file is, empty where files have none.
+    takes_data_source: whether rows of one data source can be chosen.
+  """
+
+  read_split: Callable[..., shards.Split]
+  summary: str
+  parts: str = ''
+  takes_data_source: bool = False
+
+
+_SOURCES = {
+    'ln': _Source(
+        localized_narratives.read_split, 'Localized Narratives (JSONL)'
+    ),
+    'vg': _Source(
+        visual_genome.read_split, "Visual Genome regions (GRiT's JSON)"
+    ),
+    'refcoco': _Source(
+        refcoco.read_split, 'RefCOCO, RefCOCO+, RefCOCOg (MDETR JSON)'
+    ),
+    'uninext': _Source(
+        uninext.read_split,
+        'RefCOCO-like lists of UNINEXT: mixed COCO and VG, Flickr30k',
+        parts='a list of the file, such as train',
+        takes_data_source=True,
+    ),
+    'llava': _Source(llava.read_split, 'LLaVA-Instruct (mix665k JSON)'),
+    'coco_captions': _Source(
+        coco_captions.read_split,
+        "COCO captions (COCO's JSON, or Karpathy's splits)",
+        parts="a split of Karpathy's, such as val or train+restval",
+    ),
 }
 
 
@@ -26,15 +69,26 @@ def _parser() -> argparse.ArgumentParser:
       epilog=__doc__.partition('\n\n')[2],
   )
   sources = parser.add_subparsers(dest='source', required=True)
-  for name, (_, summary) in _READERS.items():
-    source = sources.add_parser(name, help=summary, description=summary)
+  for name, kind in _SOURCES.items():
+    source = sources.add_parser(
+        name, help=kind.summary, description=kind.summary
+    )
+    part = f'; #PART is {kind.parts}' if kind.parts else ''
     source.add_argument(
         '--split',
         action='append',
         required=True,
-        metavar='NAME=FILE[,FILE...]',
-        help='a split and its annotation files; may be given several times',
+        metavar=f'NAME=FILE[,FILE...]{"[#PART]" if kind.parts else ""}',
+        help='a split and its annotation files; may be given several times'
+        + part,
     )
+    if kind.takes_data_source:
+      source.add_argument(
+          '--data_source',
+          choices=uninext.DATA_SOURCES,
+          help='convert the rows of this source only; also the source of rows'
+          ' that name none',
+      )
     source.add_argument(
         '--images',
         nargs='+',
@@ -68,18 +122,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def _parse_splits(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace
-) -> dict[str, list[pathlib.Path]]:
-  """Checks the arguments; returns split name to files."""
-  splits: dict[str, list[pathlib.Path]] = {}
+) -> dict[str, tuple[list[pathlib.Path], str | None]]:
+  """Checks the arguments; returns split name to files and part."""
+  has_parts = bool(_SOURCES[arguments.source].parts)
+  splits: dict[str, tuple[list[pathlib.Path], str | None]] = {}
   for text in arguments.split:
     name, _, files = text.partition('=')
+    part = None
+    if has_parts:
+      files, _, part = files.partition('#')
     if not name or not files or '/' in name or name in splits:
       parser.error(
           f'--split {text!r}: expected NAME=FILE[,FILE...] with a name that is'
           f' new and has no slash; names so far: {sorted(splits)}'
       )
-    splits[name] = [pathlib.Path(file) for file in files.split(',')]
-    for file in splits[name]:
+    splits[name] = ([pathlib.Path(f) for f in files.split(',')], part or None)
+    for file in splits[name][0]:
       if not file.is_file():
         parser.error(f'--split {name}: {file} is not a file')
   for folder in arguments.images:
@@ -105,11 +163,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = _parser()
   arguments = parser.parse_args(argv)
   splits = _parse_splits(parser, arguments)
-  read_split, _ = _READERS[arguments.source]
+  source = _SOURCES[arguments.source]
   rejected = 0
-  for name, files in splits.items():
-    split = read_split(
-        arguments.output / name, files, arguments.images, arguments.shards
+  for name, (files, part) in splits.items():
+    options: dict[str, Any] = {'part': part} if source.parts else {}
+    if source.takes_data_source:
+      options['data_source'] = arguments.data_source
+    split = source.read_split(
+        arguments.output / name,
+        files,
+        arguments.images,
+        arguments.shards,
+        **options,
     )
     if not split.units:
       details = '; '.join(note.detail for note in split.tally.notes[:5])

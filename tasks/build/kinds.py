@@ -1,11 +1,19 @@
 """Tells the kinds of annotation files apart, for messages that help."""
 
+from collections.abc import Iterator, Sequence
 import json
 import pathlib
 from typing import Any
 
+from tasks.build import reports
+
 MDETR = 'RefCOCO in MDETR layout (one image row with a caption an expression)'
 NARRATIVES = 'Localized Narratives (JSON Lines with timed_caption and traces)'
+UNINEXT = 'RefCOCO in UNINEXT layout (lists of objects by split)'
+REGIONS = "Visual Genome regions in GRiT's layout"
+CONVERSATIONS = 'LLaVA conversations'
+CAPTIONS = 'COCO captions'
+KARPATHY = "Karpathy's splits of COCO captions"
 _NARRATIVE_CAPTIONS = 'Localized Narratives captions (JSON Lines, no traces)'
 
 
@@ -21,7 +29,7 @@ def describe(document: Any) -> str:
   if isinstance(document, list):
     if document and isinstance(document[0], dict):
       if 'conversations' in document[0]:
-        return 'LLaVA conversations'
+        return CONVERSATIONS
       if 'regions' in document[0]:
         return 'Visual Genome region descriptions'
     return f'a JSON list of {len(document)} entries'
@@ -35,7 +43,7 @@ def describe(document: Any) -> str:
     return _describe_coco(document)
   rows = [rows for rows in document.values() if isinstance(rows, list) and rows]
   if rows and isinstance(rows[0][0], dict) and 'expressions' in rows[0][0]:
-    return 'RefCOCO in UNINEXT layout (lists of objects by split)'
+    return UNINEXT
   return f'a JSON object with the keys {sorted(document)[:8]}'
 
 
@@ -44,23 +52,25 @@ def _describe_coco(document: dict[str, Any]) -> str:
   annotation = next(iter(document.get('annotations') or []), {})
   if 'caption' in image:
     return MDETR
+  if 'sentences' in image:
+    return KARPATHY
   if 'refexp_sent' in annotation:
     return 'RefCOCO regrouped by picture'
   if 'caption' in annotation and 'bbox' in annotation:
-    return "Visual Genome regions in GRiT's layout"
+    return REGIONS
   if 'caption' in annotation:
-    return 'COCO captions'
+    return CAPTIONS
   if 'bbox' in annotation:
     return 'COCO instances'
   return f'a COCO-like file with the keys {sorted(document)}'
 
 
-def read_json(path: pathlib.Path, expected: str) -> Any:
+def read_json(path: pathlib.Path, *expected: str) -> Any:
   """Reads a JSON document and checks its kind.
 
   Args:
     path: of the file.
-    expected: its kind, as `describe` names it.
+    *expected: the kinds it may have, as `describe` names them.
 
   Returns:
     The document.
@@ -68,14 +78,39 @@ def read_json(path: pathlib.Path, expected: str) -> Any:
   Raises:
     WrongKindError: if it is no JSON or of another kind.
   """
+  wanted = ' or '.join(expected)
   try:
     document = json.loads(path.read_text(encoding='utf-8'))
   except (json.JSONDecodeError, UnicodeDecodeError) as e:
-    raise WrongKindError(expected, describe_text(path, e)) from e
+    raise WrongKindError(wanted, describe_text(path, e)) from e
   found = describe(document)
-  if found != expected:
-    raise WrongKindError(expected, found)
+  if found not in expected:
+    raise WrongKindError(wanted, found)
   return document
+
+
+def read_documents(
+    files: Sequence[pathlib.Path], tally: reports.Tally, *expected: str
+) -> Iterator[tuple[pathlib.Path, Any]]:
+  """Reads JSON files one after the other; one of another kind is rejected.
+
+  Args:
+    files: their paths.
+    tally: counts them.
+    *expected: the kinds they may have.
+
+  Yields:
+    The path and the document of each file that has the kind.
+  """
+  for file in files:
+    tally.read['file'] += 1
+    try:
+      document = read_json(file, *expected)
+    except WrongKindError as e:
+      tally.reject('file', file.name, 'wrong_kind', str(file), str(e))
+      continue
+    tally.written['file'] += 1
+    yield file, document
 
 
 def describe_text(path: pathlib.Path, error: Exception) -> str:

@@ -132,12 +132,9 @@ def read_split(
         images[image_id] = ImageLines(image_id)
       images[image_id].lines.append(line)
   for image in images.values():
-    try:
-      image.path = pictures.find_picture(
-          folders, pictures.coco_names(image.image_id)
-      )
-    except pictures.PictureError:
-      image.path = None
+    image.path = pictures.find_or_none(
+        folders, pictures.coco_names(image.image_id)
+    )
   units = [
       shards.Unit(images[image_id].path, images[image_id])
       for image_id in sorted(images)
@@ -226,11 +223,9 @@ def convert_image(image: ImageLines) -> shards.Converted:
   """
   tally = reports.Tally()
   try:
-    if image.path is None:
-      raise pictures.PictureError(
-          'image_missing', str(pictures.coco_names(image.image_id))
-      )
-    picture = pictures.read_picture(image.path)
+    picture = pictures.read_picture(
+        image.path, ' or '.join(pictures.coco_names(image.image_id))
+    )
   except pictures.PictureError as e:
     for line in image.lines:
       tally.reject('narrative', line, e.reason, str(line.file))

@@ -6,6 +6,7 @@ import io
 import pathlib
 from typing import Any
 
+import numpy as np
 import PIL
 from PIL import Image
 
@@ -58,44 +59,88 @@ def coco_names(image_id: int) -> tuple[str, ...]:
   )
 
 
-def find_picture(
+def find_or_none(
     folders: Sequence[pathlib.Path], names: Sequence[str]
-) -> pathlib.Path:
+) -> pathlib.Path | None:
   """Returns the first of the names that is in one of the folders.
 
   Args:
     folders: where to look, in this order.
-    names: file names the picture may have.
+    names: file names the picture may have, or paths below a folder.
 
   Returns:
-    Its path.
-
-  Raises:
-    PictureError: if there is no such file.
+    Its path, None if there is no such file.
   """
   for folder in folders:
     for name in names:
       path = folder / name
       if path.is_file():
         return path
-  raise PictureError(
-      'image_missing',
-      f'none of {list(names)} is in {[str(folder) for folder in folders]}',
-  )
+  return None
 
 
-def read_picture(path: pathlib.Path) -> Picture:
+def read_picture(path: pathlib.Path | None, name: str) -> Picture:
   """Reads a picture and decodes all of it, so that a cut file shows.
 
   Args:
-    path: of the file.
+    path: of the file, None where it was not found.
+    name: what it was looked for as.
 
   Returns:
-    The picture.
+    The picture; its bytes are those of the file.
 
   Raises:
-    PictureError: if it is empty, no picture, of another format, or cut off.
+    PictureError: if it is missing, empty, no picture, of another format, or
+      cut off.
   """
+  encoded, image = _decode(path, name, _FORMATS)
+  return _picture(encoded, image)
+
+
+def read_any_picture(
+    path: pathlib.Path | None, name: str
+) -> tuple[Picture, str]:
+  """Reads a picture of any format; what is no plain JPEG is encoded anew.
+
+  Args:
+    path: of the file, None where it was not found.
+    name: what it was looked for as.
+
+  Returns:
+    The picture, always a gray or RGB JPEG; and what it was re-encoded from,
+    '' for the bytes of the file. Transparent pixels turn white, of a moving
+    picture the first frame counts.
+
+  Raises:
+    PictureError: if it is missing, empty, no picture, or cut off.
+  """
+  encoded, image = _decode(path, name, None)
+  if image.format in ('JPEG', 'MPO') and image.mode in ('L', 'RGB'):
+    return _picture(encoded, image), ''
+  origin = f'{image.format} of mode {image.mode}'
+  jpeg = io.BytesIO()
+  _to_rgb(image).save(jpeg, 'JPEG', quality=95, subsampling=0)
+  return _picture(jpeg.getvalue(), image), origin
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+  """Converts any mode; 16-bit gray is scaled, not clipped."""
+  if image.mode.startswith('I'):
+    scaled = np.asarray(image).astype(np.float64) / 257.0
+    return Image.fromarray(np.rint(scaled).clip(0, 255).astype(np.uint8))
+  if image.has_transparency_data:
+    image = image.convert('RGBA')
+    white = Image.new('RGBA', image.size, (255, 255, 255, 255))
+    image = Image.alpha_composite(white, image)
+  return image.convert('RGB')
+
+
+def _decode(
+    path: pathlib.Path | None, name: str, formats: tuple[str, ...] | None
+) -> tuple[bytes, Image.Image]:
+  """Returns the bytes of a file and the picture in them; None: any format."""
+  if path is None:
+    raise PictureError('image_missing', f'no folder has {name}')
   encoded = path.read_bytes()
   if not encoded:
     raise PictureError('image_empty', 'the file has no bytes')
@@ -105,7 +150,7 @@ def read_picture(path: pathlib.Path) -> Picture:
     raise PictureError(
         'not_an_image', f'the file starts with {encoded[:16]!r}'
     ) from None
-  if image.format not in _FORMATS:
+  if formats is not None and image.format not in formats:
     raise PictureError(
         'unsupported_format', f'found {image.format}, expected JPEG or PNG'
     )
@@ -114,6 +159,10 @@ def read_picture(path: pathlib.Path) -> Picture:
   # Pillow's decoders raise SyntaxError for broken PNG chunks.
   except (OSError, SyntaxError, ValueError) as e:
     raise PictureError('image_truncated', str(e)) from e
+  return encoded, image
+
+
+def _picture(encoded: bytes, image: Image.Image) -> Picture:
   orientation = image.getexif().get(_EXIF_ORIENTATION)
   return Picture(
       encoded=encoded,

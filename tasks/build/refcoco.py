@@ -43,21 +43,11 @@ def read_split(
   """
   tally = reports.Tally()
   images: dict[int, referred_objects.ImageRows] = {}
-  for file in files:
-    tally.read['file'] += 1
-    try:
-      document = kinds.read_json(file, kinds.MDETR)
-    except kinds.WrongKindError as e:
-      tally.reject('file', file.name, 'wrong_kind', str(file), str(e))
-      continue
-    tally.written['file'] += 1
+  for file, document in kinds.read_documents(files, tally, kinds.MDETR):
     _group_rows(document, str(file), images, tally)
   for image in images.values():
     names = (image.file_name, *pictures.coco_names(image.image_id))
-    try:
-      image.path = pictures.find_picture(folders, names)
-    except pictures.PictureError:
-      image.path = None
+    image.path = pictures.find_or_none(folders, names)
   units = [
       shards.Unit(images[image_id].path, images[image_id])
       for image_id in sorted(images)
@@ -86,6 +76,9 @@ def _group_rows(
     annotations.setdefault(annotation.get('image_id'), []).append(annotation)
   categories = sorted(c['id'] for c in document.get('categories', []))
   labels = {category: rank for rank, category in enumerate(categories)}
+  has_masks = any(
+      'segmentation' in a for a in document.get('annotations', [])
+  )
   for number, row in enumerate(document['images']):
     tally.read['expression'] += 1
     name = f'row {number}'
@@ -98,7 +91,7 @@ def _group_rows(
       if len(own) != 1:
         reason = 'several_targets' if own else 'no_target'
         raise RowError(reason, f'{len(own)} annotations name this row')
-      _add_expression(row, own[0], labels, image)
+      _add_expression(row, own[0], labels, has_masks, image)
     except RowError as e:
       tally.reject('expression', name, e.args[0], file, e.args[1])
 
@@ -126,7 +119,9 @@ def _image_of(
     raise RowError('missing_field', f'file_name is {row.get("file_name")!r}')
   if image_id not in images:
     tally.read['image'] += 1
-    images[image_id] = referred_objects.ImageRows(image_id, row['file_name'], file)
+    images[image_id] = referred_objects.ImageRows(
+        image_id, row['file_name'], file
+    )
   return images[image_id]
 
 
@@ -134,6 +129,7 @@ def _add_expression(
     row: dict[str, Any],
     annotation: dict[str, Any],
     labels: dict[int, int],
+    has_masks: bool,
     image: referred_objects.ImageRows,
 ) -> None:
   """Adds a row's expression to its object."""
@@ -160,6 +156,7 @@ def _add_expression(
           bbox=bbox,
           label=labels.get(annotation.get('category_id'), -1),
           segmentation=None,
+          expects_mask=has_masks,
       ),
   )
   # The first row that has a mask gives it to the object.

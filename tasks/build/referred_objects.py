@@ -53,6 +53,8 @@ class Target:
     bbox: x, y, width, height in pixels.
     label: rank of the category id, or -1.
     segmentation: as in COCO, or None.
+    expects_mask: whether its file has masks, so that a missing one is worth a
+      line.
     expressions: in the order of the files.
   """
 
@@ -60,6 +62,7 @@ class Target:
   bbox: list[float]
   label: int
   segmentation: Any
+  expects_mask: bool = True
   expressions: list[Expression] = dataclasses.field(default_factory=list)
 
 
@@ -100,9 +103,7 @@ def convert_image(image: ImageRows) -> shards.Converted:
   targets = [image.targets[key] for key in sorted(image.targets)]
   tally.read['object'] += len(targets)
   try:
-    if image.path is None:
-      raise pictures.PictureError('image_missing', image.file_name)
-    picture = pictures.read_picture(image.path)
+    picture = pictures.read_picture(image.path, image.file_name)
   except pictures.PictureError as e:
     where = str(image.path or image.annotation_file)
     for target in targets:
@@ -166,7 +167,9 @@ def _draw(
     file: str,
     tally: reports.Tally,
 ) -> segmentations.Mask:
-  """The object's mask; an empty one, and a line, where it has none."""
+  """The object's mask; an empty one, and a line, where it lacks one."""
+  if target.segmentation is None and not target.expects_mask:
+    return segmentations.Mask(b'', b'')
   try:
     mask = segmentations.to_mask(
         target.segmentation, picture.height, picture.width

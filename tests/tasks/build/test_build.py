@@ -8,11 +8,10 @@ import shutil
 import subprocess
 import sys
 
-from array_record.python import array_record_data_source
+import converted
 import numpy as np
 from PIL import Image
 import pytest
-import tensorflow as tf
 
 from tasks.build import __main__ as build
 
@@ -20,39 +19,6 @@ REPOSITORY = pathlib.Path(__file__).parents[3]
 SAMPLE = REPOSITORY / 'tasks' / 'sample'
 PICTURE = SAMPLE / 'train2017' / '000000173350.jpg'
 HEIGHT, WIDTH = 480, 640
-
-
-def _records(directory):
-  shards = sorted(str(p) for p in directory.glob('*.array_record'))
-  source = array_record_data_source.ArrayRecordDataSource(shards)
-  return [
-      tf.train.Example.FromString(source[i]).features.feature
-      for i in range(len(source))
-  ]
-
-
-def _manifest(directory):
-  return json.loads((directory / 'manifest.json').read_text())
-
-
-def _notes(directory):
-  text = (directory / 'rejects.jsonl').read_text()
-  return [json.loads(line) for line in text.splitlines()]
-
-
-def _assert_adds_up(directory):
-  manifest = _manifest(directory)
-  notes = _notes(directory)
-  for level, counts in manifest['counts'].items():
-    assert counts['read'] == counts['written'] + counts['rejected'], level
-    rejected = [
-        n
-        for n in notes
-        if (n['level'], n['action']) == (level, 'rejected')
-    ]
-    assert len(rejected) == counts['rejected'], level
-  assert len(_records(directory)) == manifest['num_records']
-  assert manifest['counts']['image']['written'] == manifest['num_records']
 
 
 def test_refcoco_sample_keeps_pictures_boxes_and_expressions(built_sample):
@@ -65,7 +31,7 @@ def test_refcoco_sample_keeps_pictures_boxes_and_expressions(built_sample):
       for row, annotation in zip(document['images'], document['annotations'])
   }
   seen = set()
-  for record in _records(directory):
+  for record in converted.records(directory):
     file_name = record['image/file_name'].bytes_list.value[0].decode()
     [path] = SAMPLE.glob(f'*/{file_name}')
     assert record['image'].bytes_list.value[0] == path.read_bytes()
@@ -88,15 +54,17 @@ def test_refcoco_sample_keeps_pictures_boxes_and_expressions(built_sample):
           [x0, y0, x1 - x0, y1 - y0], annotation['bbox'], atol=1e-3
       )
   assert seen == set(rows)
-  _assert_adds_up(directory)
+  converted.assert_adds_up(directory)
 
 
 def test_narratives_of_one_picture_are_one_record(built_sample):
   directory = built_sample / 'sample' / 'ln' / 'train'
-  records = _records(directory)
+  records = converted.records(directory)
   assert len(records) == 16
   counts = {
-      r['image/id'].bytes_list.value[0]: len(r['caption/string'].bytes_list.value)
+      r['image/id'].bytes_list.value[0]: len(
+          r['caption/string'].bytes_list.value
+      )
       for r in records
   }
   assert counts[b'173350'] == 2
@@ -114,7 +82,9 @@ def test_workers_do_not_change_a_byte(build_refcoco, tmp_path):
     arguments = ('--workers', workers, '--shards', '2')
     assert build_refcoco(tmp_path / name, *arguments) == 0
   for split in ('train', 'real_val'):
-    one, two = (_manifest(tmp_path / name / split) for name in ('one', 'two'))
+    one, two = (
+        converted.manifest(tmp_path / name / split) for name in ('one', 'two')
+    )
     assert one == two
 
 
@@ -136,7 +106,7 @@ def test_finished_shards_are_kept_and_changed_ones_made_anew(tmp_path):
   ]
   assert build.main(arguments) == 0
   directory = tmp_path / 'out' / 'train'
-  manifest = _manifest(directory)
+  manifest = converted.manifest(directory)
   shards = sorted(directory.glob('*.array_record'))
   times = [p.stat().st_mtime_ns for p in shards]
   # A cut-off run: no manifest, one shard lost, one left half written.
@@ -145,7 +115,7 @@ def test_finished_shards_are_kept_and_changed_ones_made_anew(tmp_path):
   (directory / f'.{shards[1].name}.tmp').write_bytes(b'half')
   shards[2].write_bytes(shards[2].read_bytes()[:100])
   assert build.main(arguments) == 0
-  assert _manifest(directory) == manifest
+  assert converted.manifest(directory) == manifest
   after = [p.stat().st_mtime_ns for p in shards]
   kept = [a == b for a, b in zip(times, after)]
   assert kept == [True, False, False, True, True]
@@ -155,7 +125,9 @@ def test_finished_shards_are_kept_and_changed_ones_made_anew(tmp_path):
   assert build.main(arguments) == 0
   changed = [
       a['sha256'] != b['sha256']
-      for a, b in zip(manifest['shards'], _manifest(directory)['shards'])
+      for a, b in zip(
+          manifest['shards'], converted.manifest(directory)['shards']
+      )
   ]
   assert sum(changed) == 1
 
@@ -228,44 +200,49 @@ BAD_ROWS = [
 def _build_rows(tmp_path, images, document, *arguments):
   file = tmp_path / 'rows.json'
   file.write_text(json.dumps(document))
-  return build.main([
-      'refcoco',
-      '--images',
-      str(images),
-      '--output',
-      str(tmp_path / 'out'),
-      '--split',
-      f'train={file}',
-      *arguments,
-  ])
+  return build.main(
+      [
+          'refcoco',
+          '--images',
+          str(images),
+          '--output',
+          str(tmp_path / 'out'),
+          '--split',
+          f'train={file}',
+          *arguments,
+      ]
+  )
 
 
 def test_bad_input_is_reported_and_the_rest_converted(tmp_path, bad_pictures):
   assert _build_rows(tmp_path, bad_pictures, _mdetr(BAD_ROWS)) == 3
   directory = tmp_path / 'out' / 'train'
-  _assert_adds_up(directory)
-  notes = _notes(directory)
+  converted.assert_adds_up(directory)
+  notes = converted.notes(directory)
   reasons = {
       (n['level'], n['id']): n['reason']
       for n in notes
       if n['action'] == 'rejected'
   }
-  assert reasons.items() >= {
-      ('image', '2'): 'image_truncated',
-      ('image', '3'): 'image_empty',
-      ('image', '4'): 'not_an_image',
-      ('image', '5'): 'unsupported_format',
-      ('image', '6'): 'image_missing',
-      ('object', '107'): 'box_outside',
-      ('object', '108'): 'empty_box',
-      ('object', '109'): 'bad_box',
-      ('expression', '7'): 'box_outside',
-      ('expression', '11'): 'no_words',
-  }.items()
+  assert (
+      reasons.items()
+      >= {
+          ('image', '2'): 'image_truncated',
+          ('image', '3'): 'image_empty',
+          ('image', '4'): 'not_an_image',
+          ('image', '5'): 'unsupported_format',
+          ('image', '6'): 'image_missing',
+          ('object', '107'): 'box_outside',
+          ('object', '108'): 'empty_box',
+          ('object', '109'): 'bad_box',
+          ('expression', '7'): 'box_outside',
+          ('expression', '11'): 'no_words',
+      }.items()
+  )
   others = {(n['id'], n['action'], n['reason']) for n in notes}
   assert ('110', 'repaired', 'box_clipped') in others
   assert ('7', 'noted', 'exif_turned') in others
-  records = _records(directory)
+  records = converted.records(directory)
   assert [r['image/id'].int64_list.value[0] for r in records] == [1, 7]
   clipped = np.reshape(records[0]['objects/bbox'].float_list.value, (-1, 4))[1]
   np.testing.assert_allclose(
@@ -281,8 +258,8 @@ def test_rows_that_are_none_or_lack_fields_are_rejected(tmp_path, bad_pictures):
   document['images'].append(None)
   assert _build_rows(tmp_path, bad_pictures, document) == 3
   directory = tmp_path / 'out' / 'train'
-  _assert_adds_up(directory)
-  reasons = {n['id']: n['reason'] for n in _notes(directory)}
+  converted.assert_adds_up(directory)
+  reasons = {n['id']: n['reason'] for n in converted.notes(directory)}
   assert reasons == {
       '1': 'missing_field',
       '2': 'bad_id',
@@ -307,24 +284,33 @@ def test_an_object_without_a_mask_is_kept_and_reported(tmp_path, bad_pictures):
   document = _mdetr(BAD_ROWS[:1])
   document['annotations'][0]['segmentation'] = {'size': [1, 2], 'counts': [2]}
   assert _build_rows(tmp_path, bad_pictures, document) == 0
-  [note] = _notes(tmp_path / 'out' / 'train')
+  [note] = converted.notes(tmp_path / 'out' / 'train')
   assert (note['action'], note['reason']) == ('repaired', 'mask_size')
-  [record] = _records(tmp_path / 'out' / 'train')
+  [record] = converted.records(tmp_path / 'out' / 'train')
   assert record['objects/mask'].bytes_list.value == [b'']
 
 
 @pytest.mark.parametrize(
     ('source', 'content', 'found'),
     [
-        ('refcoco', {'images': [{'id': 1}], 'annotations': [{'bbox': []}]},
-         'COCO instances'),
+        (
+            'refcoco',
+            {'images': [{'id': 1}], 'annotations': [{'bbox': []}]},
+            'COCO instances',
+        ),
         ('refcoco', {'train': [{'expressions': ['a']}]}, 'UNINEXT'),
-        ('refcoco', {'timed_caption': [], 'traces': []},
-         'Localized Narratives'),
+        (
+            'refcoco',
+            {'timed_caption': [], 'traces': []},
+            'Localized Narratives',
+        ),
         ('ln', [{'conversations': []}], 'LLaVA conversations'),
         ('ln', _mdetr(BAD_ROWS[:1]), 'RefCOCO in MDETR layout'),
-        ('ln', {'annotator_id': 1, 'caption': 'a', 'image_id': '1'},
-         'no traces'),
+        (
+            'ln',
+            {'annotator_id': 1, 'caption': 'a', 'image_id': '1'},
+            'no traces',
+        ),
     ],
 )
 def test_a_file_of_the_wrong_kind_is_named(
@@ -349,7 +335,9 @@ def test_bad_narratives_are_reported_and_the_rest_converted(
           {'utterance': 'A naïve', 'start_time': 0.0, 'end_time': 1.0},
           {'utterance': '犬 🐕.', 'start_time': 1.0, 'end_time': 2.0},
       ],
-      'traces': [[{'x': 0.5, 'y': 0.5, 't': 0.0}, {'x': 1.0, 'y': 1.2, 't': 2.0}]],
+      'traces': [
+          [{'x': 0.5, 'y': 0.5, 't': 0.0}, {'x': 1.0, 'y': 1.2, 't': 2.0}]
+      ],
   }
   nan = {'x': float('nan'), 'y': 0.1, 't': 1.0}
   lines = [
@@ -367,24 +355,30 @@ def test_bad_narratives_are_reported_and_the_rest_converted(
   file = tmp_path / 'ln.jsonl'
   text = '\n'.join(json.dumps(line) for line in lines)
   file.write_text(text + '\n\n{"image_id": "1", "capt\n')
-  status = build.main([
-      'ln',
-      '--images',
-      str(bad_pictures),
-      '--output',
-      str(tmp_path / 'out'),
-      '--split',
-      f'train={file}',
-  ])
+  status = build.main(
+      [
+          'ln',
+          '--images',
+          str(bad_pictures),
+          '--output',
+          str(tmp_path / 'out'),
+          '--split',
+          f'train={file}',
+      ]
+  )
   assert status == 3
   directory = tmp_path / 'out' / 'train'
-  _assert_adds_up(directory)
-  assert _manifest(directory)['counts']['narrative'] == {
-      'read': 11, 'written': 2, 'rejected': 9, 'repaired': 1, 'noted': 0,
+  converted.assert_adds_up(directory)
+  assert converted.manifest(directory)['counts']['narrative'] == {
+      'read': 11,
+      'written': 2,
+      'rejected': 9,
+      'repaired': 1,
+      'noted': 0,
   }
   reasons = {
       n['id'].partition(':')[2]: n['reason']
-      for n in _notes(directory)
+      for n in converted.notes(directory)
       if (n['level'], n['action']) == ('narrative', 'rejected')
   }
   assert reasons == {
@@ -398,7 +392,7 @@ def test_bad_narratives_are_reported_and_the_rest_converted(
       '10': 'missing_field',
       '12': 'bad_json',
   }
-  [record] = _records(directory)
+  [record] = converted.records(directory)
   captions = [c.decode() for c in record['caption/string'].bytes_list.value]
   assert captions == [good['caption']] * 2
 
@@ -412,24 +406,24 @@ def test_real_traces_integrate_within_the_recorded_span(tmp_path):
     Image.new('RGB', (16, 12)).save(
         images / f'{int(narrative["image_id"]):012d}.jpg'
     )
-  status = build.main([
-      'ln',
-      '--images',
-      str(images),
-      '--output',
-      str(tmp_path / 'out'),
-      '--split',
-      f'real={file}',
-      '--shards',
-      '1',
-  ])
+  status = build.main(
+      [
+          'ln',
+          '--images',
+          str(images),
+          '--output',
+          str(tmp_path / 'out'),
+          '--split',
+          f'real={file}',
+          '--shards',
+          '1',
+      ]
+  )
   assert status == 0
-  records = _records(tmp_path / 'out' / 'real')
+  records = converted.records(tmp_path / 'out' / 'real')
   assert len(records) == 6
   for record, narrative in zip(records, narratives):
-    xy = np.array(
-        [(p['x'], p['y']) for s in narrative['traces'] for p in s]
-    )
+    xy = np.array([(p['x'], p['y']) for s in narrative['traces'] for p in s])
     points = np.reshape(record['caption/point'].float_list.value, (-1, 2))
     assert np.all(points >= xy.min(0) - 1e-6)
     assert np.all(points <= xy.max(0) + 1e-6)
@@ -470,9 +464,9 @@ def test_the_sample_is_small_and_every_picture_may_be_shown():
   ]
   header, rows = rows[0], rows[1:]
   table = {row[0]: dict(zip(header, row)) for row in rows}
-  pictures = {
-      str(p.relative_to(SAMPLE)) for p in SAMPLE.rglob('*.jp*g')
-  } | {str(p.relative_to(SAMPLE)) for p in SAMPLE.rglob('*.png')}
+  pictures = {str(p.relative_to(SAMPLE)) for p in SAMPLE.rglob('*.jp*g')} | {
+      str(p.relative_to(SAMPLE)) for p in SAMPLE.rglob('*.png')
+  }
   assert pictures == set(table)
   for name, row in table.items():
     digest = hashlib.sha256((SAMPLE / name).read_bytes()).hexdigest()
@@ -482,7 +476,9 @@ def test_the_sample_is_small_and_every_picture_may_be_shown():
     assert 'flickr' in row['flickr_url'], name
   shipped = [SAMPLE, pathlib.Path(SAMPLE.parent / 'assets')]
   size = sum(
-      p.stat().st_size for root in shipped for p in root.rglob('*')
+      p.stat().st_size
+      for root in shipped
+      for p in root.rglob('*')
       if p.is_file()
   )
   assert size <= 12 * 2**20
