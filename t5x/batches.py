@@ -1,6 +1,6 @@
 """Batches as the trainer takes them: shapes, zeros, and global arrays."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import os
 from typing import Any
@@ -85,6 +85,38 @@ def get_converter_spec(
       spec[name] = jax.ShapeDtypeStruct(
           (batch_size, lengths[name]), dtype.as_numpy_dtype
       )
+  return spec
+
+
+def get_step_spec(
+    model: Any, cfg: Any, data_layout: Any, get_dataset_fn: Callable[..., Any]
+) -> Mapping[str, jax.ShapeDtypeStruct]:
+  """Returns the global batch of a step, without reading an example.
+
+  Args:
+    model: gives the feature converter.
+    cfg: the dataset config.
+    data_layout: gives the global batch size and this host's data shard.
+    get_dataset_fn: opens the data, where the config's lengths do not tell all
+      shapes.
+  """
+  converter = model.FEATURE_CONVERTER_CLS(
+      pack=cfg.pack, use_custom_packing_ops=cfg.use_custom_packing_ops
+  )
+  spec = None
+  if cfg.task_feature_lengths is not None:
+    spec = get_converter_spec(
+        converter, cfg.task_feature_lengths, data_layout.batch_size
+    )
+  if spec is None:
+    # Opening the data builds a graph; no example is read.
+    dataset = get_dataset_fn(
+        cfg,
+        data_layout.shard_id,
+        data_layout.num_shards,
+        model.FEATURE_CONVERTER_CLS,
+    )
+    spec = get_batch_spec(dataset, data_layout.batch_size)
   return spec
 
 

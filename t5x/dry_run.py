@@ -39,7 +39,9 @@ def describe(
   """
   if get_dataset_fn is datasets.get_dataset:
     datasets.get_mixture_or_task(train_dataset_cfg)
-  spec = _batch_spec(model, train_dataset_cfg, data_layout, get_dataset_fn)
+  spec = batches.get_step_spec(
+      model, train_dataset_cfg, data_layout, get_dataset_fn
+  )
   initializer = train_state_initializer_cls(
       optimizer_def=model.optimizer_def,
       init_fn=model.get_initial_variables,
@@ -70,32 +72,6 @@ def describe(
 
 def _title(text: str) -> str:
   return f'==== {text} ===='
-
-
-def _batch_spec(
-    model: Any,
-    cfg: datasets.DatasetConfig,
-    data_layout: Any,
-    get_dataset_fn: Callable[..., Any],
-) -> dict[str, jax.ShapeDtypeStruct]:
-  converter = model.FEATURE_CONVERTER_CLS(
-      pack=cfg.pack, use_custom_packing_ops=cfg.use_custom_packing_ops
-  )
-  spec = None
-  if cfg.task_feature_lengths is not None:
-    spec = batches.get_converter_spec(
-        converter, cfg.task_feature_lengths, data_layout.batch_size
-    )
-  if spec is None:
-    # Opening the data builds a graph; no example is read.
-    dataset = get_dataset_fn(
-        cfg,
-        data_layout.shard_id,
-        data_layout.num_shards,
-        model.FEATURE_CONVERTER_CLS,
-    )
-    spec = batches.get_batch_spec(dataset, data_layout.batch_size)
-  return spec
 
 
 def _mesh_lines(partitioner: Any) -> list[str]:

@@ -37,27 +37,9 @@ def get_infer_fn(
     the aux tree with a list over examples at each leaf. Outputs are nested
     lists and numbers.
   """
-  takes = inspect.signature(infer_step).parameters
   layout = partitioner.get_data_layout(batch_size)
-
-  def step(params, batch, rng, mutables):
-    optional = {}
-    if 'rng' in takes:
-      optional['rng'] = rng
-    if 'flax_mutables' in takes:
-      optional['flax_mutables'] = mutables
-    return infer_step(params, batch, **optional)
-
-  partitioned_step = partitioner.partition(
-      step,
-      in_axis_resources=(
-          train_state_axes.params,
-          partitioner.data_partition_spec,
-          None,
-          train_state_axes.flax_mutables,
-      ),
-      # Replicated, so that every process can read the whole.
-      out_axis_resources=None,
+  partitioned_step = partition_infer_step(
+      infer_step, train_state_axes, partitioner
   )
 
   def infer(
@@ -77,6 +59,39 @@ def get_infer_fn(
     return _in_order(indices, outputs, keep_aux_as_numpy)
 
   return infer
+
+
+def partition_infer_step(
+    infer_step: Callable[..., Any], train_state_axes: Any, partitioner: Any
+) -> Any:
+  """Returns `infer_step` as a function of (params, batch, rng, mutables).
+
+  Args:
+    infer_step: see `get_infer_fn`.
+    train_state_axes: partition specs of the train state.
+    partitioner: partitions the step.
+  """
+  takes = inspect.signature(infer_step).parameters
+
+  def step(params, batch, rng, mutables):
+    optional = {}
+    if 'rng' in takes:
+      optional['rng'] = rng
+    if 'flax_mutables' in takes:
+      optional['flax_mutables'] = mutables
+    return infer_step(params, batch, **optional)
+
+  return partitioner.partition(
+      step,
+      in_axis_resources=(
+          train_state_axes.params,
+          partitioner.data_partition_spec,
+          None,
+          train_state_axes.flax_mutables,
+      ),
+      # Replicated, so that every process can read the whole.
+      out_axis_resources=None,
+  )
 
 
 def _batches(dataset: tf.data.Dataset, layout: Any) -> Iterator[Any]:

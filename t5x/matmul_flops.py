@@ -137,7 +137,7 @@ def _conv_general_dilated(eqn: core.JaxprEqn) -> float:
   for i, (lhs_dim, rhs_dim, out_dim) in enumerate(
       zip(dims.lhs_spec[2:], dims.rhs_spec[2:], dims.out_spec[2:])
   ):
-    pairs *= _meeting_pairs(
+    pairs *= meeting_pairs(
         lhs[lhs_dim],
         rhs[rhs_dim],
         out[out_dim],
@@ -152,7 +152,7 @@ def _conv_general_dilated(eqn: core.JaxprEqn) -> float:
 
 
 @functools.cache
-def _meeting_pairs(
+def meeting_pairs(
     size: int,
     kernel: int,
     out: int,

@@ -33,6 +33,7 @@ _TPU_KINDS = (
     'TPU v5 lite',
     'TPU v5p',
     'TPU v6 lite',
+    'TPU7x',
 )
 
 
@@ -207,6 +208,7 @@ def default_mesh(
     backend: str | None = None,
     ici_mesh_shape: Sequence[int] | None = None,
     dcn_mesh_shape: Sequence[int] | None = None,
+    devices: Sequence[Any] = (),
 ) -> Mesh:
   """Builds the mesh for this job's hardware.
 
@@ -216,6 +218,8 @@ def default_mesh(
     backend: platform to use, by default JAX's.
     ici_mesh_shape: (replica, data, model) inside a slice.
     dcn_mesh_shape: (replica, data, model) over slices.
+    devices: devices to build it of, such as those of hardware that is not
+      here; by default JAX's.
 
   Returns:
     The mesh: see the module's documentation.
@@ -223,12 +227,14 @@ def default_mesh(
   Raises:
     ValueError: if the layout does not fit, or the TPU kind is not known.
   """
-  devices = jax.devices(backend)
+  local_devices = [d for d in devices if d.process_index == jax.process_index()]
+  devices = list(devices) or jax.devices(backend)
   last_device = devices[-1]
   if ici_mesh_shape is not None and dcn_mesh_shape is not None:
     return _multi_slice_mesh(ici_mesh_shape, dcn_mesh_shape, devices)
+  _check_one_slice(devices)
   if model_parallel_submesh:
-    return get_mesh(model_parallel_submesh, backend=backend)
+    return get_mesh(model_parallel_submesh, devices, local_devices, backend)
   if last_device.platform == 'cpu':
     return get_cpu_mesh()
   if not hasattr(last_device, 'coords'):
@@ -240,4 +246,24 @@ def default_mesh(
     )
   submesh = _tpu_submesh(num_partitions, bounds_from_last_device(last_device))
   logging.info('Model submesh for %d partitions: %s', num_partitions, submesh)
-  return get_mesh(submesh, backend=backend)
+  return get_mesh(submesh, devices, local_devices, backend)
+
+
+def _check_one_slice(devices: Sequence[Any]) -> None:
+  """Refuses several TPU slices: coordinates tell places inside one."""
+  slices = {getattr(d, 'slice_index', None) or 0 for d in devices}
+  if hasattr(devices[-1], 'coords') and len(slices) > 1:
+    raise ValueError(
+        f'The devices stand in {len(slices)} slices: set ici_mesh_shape and'
+        ' dcn_mesh_shape, each (replica, data, model).'
+    )
+
+
+def platform() -> str:
+  """Returns the platform that a step is traced for: 'tpu', 'gpu' or 'cpu'.
+
+  It is that of the mesh around, which need not be here: a step for a pod may
+  be compiled on a CPU. Without a mesh it is JAX's own.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform

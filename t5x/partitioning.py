@@ -38,6 +38,7 @@ from t5x.mesh import get_coords
 from t5x.mesh import get_cpu_mesh
 from t5x.mesh import get_gpu_mesh
 from t5x.mesh import get_mesh
+from t5x.mesh import platform
 from t5x.state_axes import AxisNames
 from t5x.state_axes import is_spec
 from t5x.state_axes import mesh_axes_of_state
@@ -88,7 +89,7 @@ class DataLayout:
 def with_sharding_constraint(x: Any, axis_resources: Any) -> Any:
   """Constrains arrays to mesh axes; on CPU and outside a mesh, a no-op."""
   no_mesh = jax.sharding.get_abstract_mesh().empty
-  if no_mesh or jax.devices()[0].platform == 'cpu':
+  if no_mesh or platform() == 'cpu':
     return x
   return jax.lax.with_sharding_constraint(x, axis_resources)
 
@@ -193,6 +194,7 @@ class BasePartitioner(metaclass=abc.ABCMeta):
     self._backend = backend
     self._ici_mesh_shape = ici_mesh_shape
     self._dcn_mesh_shape = dcn_mesh_shape
+    self._devices: Sequence[Any] = ()
     self._data_axis = 'data' if ici_mesh_shape is None else ('replica', 'data')
     self.params_on_devices = params_on_devices
 
@@ -205,6 +207,21 @@ class BasePartitioner(metaclass=abc.ABCMeta):
   @abc.abstractmethod
   def logical_axis_rules(self) -> LogicalAxisRules:
     """Rules from logical names to mesh axes, in priority order."""
+
+  def use_devices(self, devices: Sequence[Any]) -> None:
+    """Builds the mesh of these devices instead of JAX's own.
+
+    Functions can be compiled for devices that are not here, but not run.
+
+    Args:
+      devices: such as those of `topology.get_topology`.
+
+    Raises:
+      RuntimeError: if the mesh is built already.
+    """
+    if 'mesh' in vars(self):
+      raise RuntimeError('The mesh is built already: set its devices before.')
+    self._devices = tuple(devices)
 
   @property
   def data_partition_spec(self) -> PartitionSpec:
@@ -305,6 +322,7 @@ class BasePjitPartitioner(BasePartitioner):
         self._backend,
         self._ici_mesh_shape,
         self._dcn_mesh_shape,
+        self._devices,
     )
 
   def _shardings(self, axis_resources: Any) -> Any:

@@ -251,7 +251,7 @@ def import_tensorflow() -> None:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   # Its kernels announce themselves, and round otherwise than the plain ones.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-  with _held_back_stderr():
+  with held_back_stderr():
     import seqio  # noqa: F401
     import tensorflow as tf
 
@@ -259,7 +259,7 @@ def import_tensorflow() -> None:
 
 
 @contextlib.contextmanager
-def _held_back_stderr() -> Iterator[None]:
+def held_back_stderr() -> Iterator[None]:
   """Drops what native code writes to stderr, unless an error ends the block.
 
   TensorFlow's libraries write before any log level of theirs applies.

@@ -15,7 +15,7 @@ def environment():
   return {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
 
 
-def run(module, *args, cwd=HERE, options=()):
+def run(module, *args, cwd=HERE, options=(), timeout=120):
   """Runs `python options… -m module args…` to its end."""
   return subprocess.run(
       [sys.executable, *options, '-m', module, *args],
@@ -23,6 +23,6 @@ def run(module, *args, cwd=HERE, options=()):
       env=environment(),
       capture_output=True,
       text=True,
-      timeout=120,
+      timeout=timeout,
       check=False,
   )
