@@ -5,6 +5,7 @@ import dataclasses
 import os
 from typing import Any
 
+from etils import epath
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
@@ -86,7 +87,7 @@ def read_metrics(
   parts = metric_name.split('/')
   for split in range(len(parts) - 1, -1, -1):
     run = os.path.join(directory, *parts[:split])
-    if os.path.isdir(run):
+    if epath.Path(run).is_dir():
       break
   tag = '/'.join(parts[split:])
   # 0 keeps every event; the default is a sample.

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from t5x import legacy_checkpointer
 from t5x import orbax_manager
 from t5x import state_utils
 
@@ -26,7 +27,8 @@ class SaveCheckpointConfig:
       pipeline, None for all.
     save_dataset: whether the state of the input pipeline is saved, so that a
       restarted run sees exactly the batches an unbroken one would.
-    checkpointer_cls: may carry the best-metric settings, as a partial.
+    checkpointer_cls: saves where `use_orbax` is False; if it keeps the best,
+      the other manager takes its settings over.
     state_transformation_fns: `(state, infos) -> (state, infos)`, applied in
       order before writing.
     checkpoint_manager_cls: the manager, or a partial of it.
@@ -38,7 +40,7 @@ class SaveCheckpointConfig:
   keep: int | None = None
   keep_dataset_checkpoints: int | None = None
   save_dataset: bool = False
-  checkpointer_cls: Any = None
+  checkpointer_cls: Any = legacy_checkpointer.Checkpointer
   state_transformation_fns: Sequence[Callable[..., Any]] = dataclasses.field(
       default_factory=list
   )
@@ -74,7 +76,7 @@ class RestoreCheckpointConfig:
       transformation function.
     dtype: of restored parameters; None keeps the stored one.
     restore_dataset: whether the input pipeline goes on where it stood.
-    checkpointer_cls: may carry best-metric settings, as a partial.
+    checkpointer_cls: restores where `use_orbax` is False.
     state_transformation_fns: `(stored, target, *, is_resuming=False) ->
       stored`, applied in order.
     checkpoint_manager_cls: the manager, or a partial of it.
@@ -87,7 +89,7 @@ class RestoreCheckpointConfig:
   fallback_to_scratch: bool = False
   dtype: str | None = None
   restore_dataset: bool = False
-  checkpointer_cls: Any = None
+  checkpointer_cls: Any = legacy_checkpointer.Checkpointer
   state_transformation_fns: Sequence[Callable[..., Any]] = ()
   checkpoint_manager_cls: Any = orbax_manager.OrbaxCheckpointManagerInterface
 

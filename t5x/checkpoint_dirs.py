@@ -36,7 +36,8 @@ def get_step_from_checkpoint_dir(checkpoint_dir: str) -> tuple[str, int]:
   Raises:
     ValueError: if the last part of the path has another form.
   """
-  parent, name = os.path.split(os.path.normpath(checkpoint_dir))
+  # Not `normpath`, which takes `gs://` for a local path.
+  parent, name = os.path.split(os.fspath(checkpoint_dir).rstrip('/'))
   match = _STEP_DIR.fullmatch(name)
   if not match:
     raise ValueError(
@@ -50,21 +51,29 @@ def all_steps(checkpoints_dir: str) -> list[int]:
   """Returns the steps of all complete checkpoints, ascending.
 
   An unfinished save has another name until it is complete, so it never counts;
-  on Google Cloud Storage, which cannot rename, it lacks Orbax's mark.
+  on remote storage, which cannot rename, it lacks Orbax's mark or the legacy
+  layout's file.
   """
   path = epath.Path(checkpoints_dir)
   if not path.is_dir():
     return []
+  marks = _marks_of_completeness(os.fspath(path))
   steps = []
   for child in path.iterdir():
     match = _STEP_DIR.fullmatch(child.name)
-    if match and (
-        not os.fspath(path).startswith('gs://')
-        or (child / 'commit_success.txt').exists()
-        or (child / 'checkpoint').exists()
-    ):
+    if match and (not marks or any((child / m).exists() for m in marks)):
       steps.append(int(match[1]))
   return sorted(steps)
+
+
+def _marks_of_completeness(path: str) -> tuple[str, ...]:
+  """Returns the files one of which a complete checkpoint has; () needs none."""
+  if '://' not in path:
+    return ()  # renamed at the end
+  orbax_mark = 'commit_success.txt'
+  if not path.startswith('gs://'):
+    orbax_mark = '_CHECKPOINT_METADATA'
+  return orbax_mark, 'checkpoint'
 
 
 def latest_step(checkpoints_dir: str) -> int | None:

@@ -1,6 +1,7 @@
 """Arrays of a checkpoint that are read only when someone asks for them."""
 
 from collections.abc import Callable
+import copy
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ class LazyArray:
       shape: tuple[int, ...],
       dtype: Any,
       get_fn: Callable[[], np.ndarray],
+      name: str = '',
   ):
     """Describes an array without reading it.
 
@@ -21,9 +23,11 @@ class LazyArray:
       shape: its shape.
       dtype: the dtype `get()` returns.
       get_fn: reads it, in any dtype.
+      name: its name in the checkpoint, joined by '/'.
     """
     self.shape = tuple(shape)
     self.dtype = np.dtype(dtype)
+    self.name = name
     self._get_fn = get_fn
 
   @property
@@ -64,7 +68,9 @@ class LazyArray:
 
   def astype(self, dtype: Any) -> 'LazyArray':
     """Returns the same array, to be cast when read."""
-    return type(self)(self.shape, dtype, self._get_fn)
+    other = copy.copy(self)
+    other.dtype = np.dtype(dtype)
+    return other
 
   def __array__(self, dtype: Any = None, copy: bool | None = None):
     value = self.get()

@@ -15,11 +15,15 @@ from t5x.checkpoint_dirs import get_checkpoint_prefix
 from t5x.checkpoint_dirs import get_step_from_checkpoint_dir
 from t5x.checkpoint_dirs import latest_step
 from t5x.dataset_item import DatasetCheckpointHandler
+from t5x.legacy_checkpointer import Checkpointer
+from t5x.legacy_checkpointer import SaveBestCheckpointer
 from t5x.orbax_manager import OrbaxCheckpointManagerInterface
 
 __all__ = (
+    'Checkpointer',
     'DatasetCheckpointHandler',
     'OrbaxCheckpointManagerInterface',
+    'SaveBestCheckpointer',
     'all_steps',
     'find_checkpoint',
     'get_checkpoint_dir',

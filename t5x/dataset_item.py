@@ -6,12 +6,13 @@ from typing import Any
 from etils import epath
 import orbax.checkpoint as ocp
 
-_PREFIX = 'train_ds'
+ITEM = 'dataset'
+PREFIX = 'train_ds'
 
 
 def get_filename(shard_id: int, num_shards: int) -> str:
   """Returns how the files of a data shard start."""
-  return f'{_PREFIX}-{shard_id:03d}-of-{num_shards:03d}'
+  return f'{PREFIX}-{shard_id:03d}-of-{num_shards:03d}'
 
 
 class DatasetCheckpointHandler(ocp.CheckpointHandler):

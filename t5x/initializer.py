@@ -8,6 +8,7 @@ from absl import logging
 import jax
 
 from t5x import checkpoint_config
+from t5x import restore_report
 from t5x import restoring
 from t5x import stored_state
 from t5x import train_state as train_state_lib
@@ -19,6 +20,7 @@ class TrainStateInitializer:
   Attributes:
     global_train_state_shape: a train state of `jax.ShapeDtypeStruct`s.
     train_state_axes: a train state of partition specs (or None).
+    restore_report: what the last state restored is made of, None before that.
   """
 
   def __init__(
@@ -49,6 +51,7 @@ class TrainStateInitializer:
         )
       return train_state_lib.InferenceState.create(variables)
 
+    self.restore_report: restore_report.RestoreReport | None = None
     self._partitioner = partitioner
     self._initialize_train_state = initialize_train_state
     self.global_train_state_shape = jax.eval_shape(
@@ -139,11 +142,15 @@ class TrainStateInitializer:
           train_state=self.global_train_state_shape,
           partitioner=self._partitioner,
           ds_iter=ds_iter,
-          model_dir=os.path.dirname(os.path.normpath(path)),
+          model_dir=os.path.dirname(path.rstrip('/')),
       )
       fallback = self.get_fallback(cfg, init_rng)
-      yield restoring.restore(manager, path, cfg, fallback), path
-      manager.close()
+      state = restoring.restore(manager, path, cfg, fallback)
+      self.restore_report = getattr(manager, 'restore_report', None)
+      try:
+        yield state, path
+      finally:
+        manager.close()
 
   def from_checkpoint(
       self,
@@ -203,20 +210,13 @@ def create_checkpoint_manager_and_restore(
     save_checkpoint_cfg: how the run saves, or None.
     model_dir: the run's directory.
     ds_iter: the dataset iterator.
-    use_orbax: must be True.
+    use_orbax: False saves in T5X's legacy layout; either reads both.
 
   Returns:
     The train state (None without a path) and the manager.
-
-  Raises:
-    ValueError: if the legacy layout is asked for.
   """
-  if not use_orbax:
-    raise ValueError(
-        'use_orbax=False asks for the legacy checkpoint layout, which is not '
-        'written. Set use_orbax=True.'
-    )
-  manager = restoring.create_orbax_checkpoint_manager(
+  manager = restoring.create_checkpoint_manager(
+      use_orbax=use_orbax,
       save_cfg=save_checkpoint_cfg,
       restore_cfg=restore_checkpoint_cfg,
       train_state=train_state_initializer.global_train_state_shape,

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from absl import logging
+from etils import epath
 import jax
 import seqio
 
@@ -99,7 +100,7 @@ def train(
     train_eval_get_dataset_fn: opens the data of the loss evaluation.
     run_eval_before_training: whether to evaluate first.
     train_state_initializer_cls: makes train states.
-    use_orbax: must be True.
+    use_orbax: False saves in T5X's legacy layout.
     verify_matching_vocabs_fn: `(cfg, model)`, None to skip the check.
     gc_period: steps between garbage collections, 0 for Python's own rhythm.
     dry_run: whether to describe the run instead: nothing is read, written or
@@ -115,7 +116,7 @@ def train(
   # ---- Settings that can be refused at once --------------------------------
   model_dir = checkpoint_dirs.absolute(model_dir)
   stopping.check_actions(actions, concurrent_metrics)
-  start_state.check_checkpoint_cfg(checkpoint_cfg, use_orbax)
+  start_state.check_checkpoint_cfg(checkpoint_cfg)
   save_cfg = checkpoint_cfg.save
   if save_cfg is not None and not save_cfg.is_on:
     save_cfg = None
@@ -152,7 +153,7 @@ def train(
     )
   start_time = time.time()
   if jax.process_index() == 0:
-    os.makedirs(model_dir, exist_ok=True)
+    epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
   multihost.sync_global_devices('train:model_dir')
 
   # ---- Data, and the shapes that follow from them --------------------------
@@ -226,7 +227,8 @@ def train(
     closing.callback(trainer.close)
     manager = None
     if save_cfg:
-      manager = restoring.create_orbax_checkpoint_manager(
+      manager = restoring.create_checkpoint_manager(
+          use_orbax=use_orbax,
           save_cfg=save_cfg,
           train_state=train_state_shape,
           partitioner=partitioner,

@@ -1,5 +1,7 @@
 """What all processes of one run must agree on: barriers, seeds, equal data."""
 
+from collections.abc import Iterator
+import contextlib
 import time
 from typing import Any
 
@@ -51,6 +53,36 @@ def broadcast_verdict(verdict: bool) -> bool:
   if jax.process_count() > 1:
     verdict = multihost_utils.broadcast_one_to_all(np.int32(verdict))
   return bool(verdict)
+
+
+@contextlib.contextmanager
+def all_or_none(doing: str) -> Iterator[None]:
+  """Lets a block fail on every process if it fails on one.
+
+  No process goes on, or waits for ever, while another one is in trouble. The
+  block itself must not wait for other processes.
+
+  Args:
+    doing: what the block does, for the message.
+
+  Raises:
+    RuntimeError: on processes whose own block went well.
+  """
+  error = None
+  try:
+    yield
+  except Exception as caught:
+    error = caught
+  failed = np.asarray([error is not None])
+  if jax.process_count() > 1:
+    failed = multihost_utils.process_allgather(failed).reshape(-1)
+  if error is not None:
+    raise error
+  if failed.any():
+    where = ', '.join(map(str, np.flatnonzero(failed)))
+    raise RuntimeError(
+        f'Process {where} failed in {doing}; its own log says why.'
+    )
 
 
 def set_hardware_rng_ops() -> None:

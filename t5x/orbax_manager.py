@@ -6,8 +6,7 @@ in the background into a directory of another name and renames it at the end,
 so a job may be killed at any moment and leaves only whole checkpoints.
 """
 
-from collections.abc import Mapping, Sequence
-import dataclasses
+from collections.abc import Sequence
 import os
 from typing import Any
 
@@ -18,34 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from t5x import best_checkpoints
 from t5x import checkpoint_dirs
 from t5x import checkpoint_reader
 from t5x import checkpoint_utils
 from t5x import dataset_item
 from t5x import multihost
+from t5x import restore_report
+from t5x import retention
 from t5x import state_matching
-from t5x import stored_state
+from t5x import state_restoring
+from t5x import state_saving
 
 STATE_ITEM = checkpoint_reader.STATE_ITEM
-DATASET_ITEM = 'dataset'
-
-
-@dataclasses.dataclass(frozen=True)
-class ParameterInfo:
-  """What save transformation functions learn about a leaf.
-
-  Attributes:
-    name: its path, joined by '/'.
-    shape: its global shape.
-    dtype: its dtype in the train state.
-    mesh_axes: its partition spec, None if replicated.
-  """
-
-  name: str
-  shape: tuple[int, ...]
-  dtype: Any
-  mesh_axes: Any
+DATASET_ITEM = dataset_item.ITEM
 
 
 class OrbaxCheckpointManagerInterface:
@@ -101,6 +85,8 @@ class OrbaxCheckpointManagerInterface:
         None if restore_dtype is None else jnp.dtype(restore_dtype)
     )
     self._keep_dataset_checkpoints = keep_dataset_checkpoints
+    # Of the last `restore`.
+    self.restore_report: restore_report.RestoreReport | None = None
     layout = partitioner.get_data_layout() if dataset_iterator else None
     self._should_write_dataset_ckpt = bool(
         layout and layout.is_first_host_in_replica_set
@@ -110,26 +96,17 @@ class OrbaxCheckpointManagerInterface:
         if layout
         else ''
     )
-    policies = [best_checkpoints.PinnedCheckpoints(self._directory)]
-    policy_lib = ocp.checkpoint_managers
-    if metric_name_to_monitor:
-      policies.append(
-          best_checkpoints.BestCheckpoints(
-              self._directory,
-              metric_name_to_monitor,
-              metric_mode,
-              keep,
-              keep_checkpoints_without_metrics,
-          )
-      )
-    else:
-      policies.append(policy_lib.LatestN(keep))
-    if force_keep_period:
-      policies.append(policy_lib.EveryNSteps(force_keep_period))
     options = ocp.CheckpointManagerOptions(
         save_interval_steps=0 if read_only else period or 1,
         save_on_steps=tuple(checkpoint_steps or ()),
-        preservation_policy=policy_lib.AnyPreservationPolicy(policies),
+        preservation_policy=retention.get_policy(
+            self._directory,
+            keep=keep,
+            force_keep_period=force_keep_period,
+            metric_name_to_monitor=metric_name_to_monitor,
+            metric_mode=metric_mode,
+            keep_checkpoints_without_metrics=keep_checkpoints_without_metrics,
+        ),
         step_prefix=checkpoint_dirs.get_checkpoint_prefix().rstrip('_'),
         create=not read_only,
         cleanup_tmp_directories=not read_only,
@@ -185,14 +162,12 @@ class OrbaxCheckpointManagerInterface:
       return False
     if not force and not self._manager.should_save(step):
       return False
-    state = train_state.state_dict()
-    infos = _parameter_infos(state, self._mesh_axes())
-    for fn in state_transformation_fns:
-      state, infos = fn(state, infos)
-    leaves = {
-        path: self._cast_for_save(path, leaf)
-        for path, leaf in stored_state.flatten(state).items()
-    }
+    leaves, _ = state_saving.get_leaves(
+        train_state.state_dict(),
+        self._partitioner.get_mesh_axes(self._train_state).state_dict(),
+        state_transformation_fns,
+        self._save_dtype,
+    )
     items = {
         STATE_ITEM: ocp.args.PyTreeSave(state_matching.nest(leaves)),
     }
@@ -237,37 +212,19 @@ class OrbaxCheckpointManagerInterface:
       path = checkpoint_dirs.get_checkpoint_dir(self._directory, int(step))
     else:
       path = checkpoint_dirs.absolute(step)
-    stored = checkpoint_reader.read_tree(path)
-    logging.info('Restoring %s.', path)
-    # Without the iterator the run would repeat data: look before reading much.
-    dataset_file = os.path.join(path, DATASET_ITEM, self._dataset_filename)
     if self._dataset_iterator is not None and restore_dataset:
-      if not list(epath.Path(dataset_file).parent.glob('*')):
-        raise FileNotFoundError(
-            f'{path} holds no state of the input pipeline ({dataset_file}). '
-            'Set RestoreCheckpointConfig.restore_dataset (or '
-            'SaveCheckpointConfig.save_dataset) = False to start the data anew.'
-        )
-      self._dataset_iterator.restore(epath.Path(dataset_file))
-
-    target = self._train_state.state_dict()
-    for fn in state_transformation_fns:
-      stored = fn(stored, target)
-    leaves = state_matching.match(stored, target, fallback_state, path)
-    mesh_axes = stored_state.flatten(self._mesh_axes())
-    wanted = {
-        key: stored_state.Wanted(
-            tuple(leaf.shape),
-            self._restored_dtype(key, leaf),
-            jax.sharding.NamedSharding(
-                self._partitioner.mesh,
-                mesh_axes.get(key) or jax.sharding.PartitionSpec(),
-            ),
-        )
-        for key, leaf in stored_state.flatten(target).items()
-    }
-    arrays = stored_state.load(leaves, wanted)
-    return self._train_state.restore_state(stored_state.fill(target, arrays))
+      state_restoring.restore_dataset(
+          path, self._dataset_iterator, self._dataset_filename
+      )
+    state, self.restore_report = state_restoring.restore(
+        path,
+        self._train_state,
+        self._partitioner,
+        restore_dtype=self._restore_dtype,
+        fallback_state=fallback_state,
+        state_transformation_fns=state_transformation_fns,
+    )
+    return state
 
   def wait_until_finished(self) -> None:
     """Waits for background saves; raises what went wrong in them."""
@@ -276,21 +233,6 @@ class OrbaxCheckpointManagerInterface:
   def close(self) -> None:
     """Finishes background saves and frees the manager."""
     self._manager.close()
-
-  def _mesh_axes(self) -> Mapping[str, Any]:
-    return self._partitioner.get_mesh_axes(self._train_state).state_dict()
-
-  def _cast_for_save(self, path: stored_state.Path, leaf: Any) -> Any:
-    if path[0] == 'target' and self._save_dtype is not None:
-      if jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf.astype(self._save_dtype)
-    return leaf
-
-  def _restored_dtype(self, path: stored_state.Path, leaf: Any) -> Any:
-    if path[0] == 'target' and jnp.issubdtype(leaf.dtype, jnp.floating):
-      # A state that keeps a leaf in half precision does so to save memory.
-      return leaf.dtype if leaf.dtype.itemsize < 4 else self._restore_dtype
-    return None
 
   def _prune_dataset_checkpoints(self) -> None:
     """Drops the iterator state of all but the last few checkpoints."""
@@ -302,17 +244,3 @@ class OrbaxCheckpointManagerInterface:
         item = epath.Path(path) / DATASET_ITEM
         if item.exists():
           item.rmtree()
-
-
-def _parameter_infos(
-    state: Mapping[str, Any], mesh_axes: Mapping[str, Any]
-) -> dict[str, Any]:
-  specs = stored_state.flatten(mesh_axes)
-  return state_matching.nest(
-      {
-          path: ParameterInfo(
-              '/'.join(path), tuple(leaf.shape), leaf.dtype, specs.get(path)
-          )
-          for path, leaf in stored_state.flatten(state).items()
-      }
-  )

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from t5x import checkpoint_config
 from t5x import checkpoint_dirs
+from t5x import legacy_checkpointer
+from t5x import legacy_manager
 from t5x import state_matching
 
 _BEST_SETTINGS = (
@@ -19,6 +21,13 @@ _BEST_SETTINGS = (
     'metric_mode',
     'keep_checkpoints_without_metrics',
     'force_keep_period',
+)
+# Where a config has none of these, the manager's class may still bring one.
+_SAVE_SETTINGS = (
+    'keep',
+    'period',
+    'checkpoint_steps',
+    'keep_dataset_checkpoints',
 )
 
 RestoreCheckpointConfig = checkpoint_config.RestoreCheckpointConfig
@@ -146,14 +155,15 @@ def create_orbax_checkpoint_manager(
     )
   kwargs = {}
   if save_cfg:
+    kwargs['save_dtype'] = jnp.dtype(save_cfg.dtype) if save_cfg.dtype else None
+    settings = {name: getattr(save_cfg, name) for name in _SAVE_SETTINGS}
+    settings = {k: v for k, v in settings.items() if v is not None}
     kwargs.update(
-        save_dtype=jnp.dtype(save_cfg.dtype) if save_cfg.dtype else None,
-        keep=save_cfg.keep,
-        period=save_cfg.period,
-        checkpoint_steps=save_cfg.checkpoint_steps,
-        keep_dataset_checkpoints=save_cfg.keep_dataset_checkpoints,
+        _best_settings(
+            save_cfg.checkpointer_cls, train_state, partitioner, model_dir
+        )
     )
-    kwargs.update(_best_settings(save_cfg.checkpointer_cls))
+    kwargs.update(settings)
   if restore_cfg:
     kwargs['restore_dtype'] = (
         jnp.dtype(restore_cfg.dtype) if restore_cfg.dtype else None
@@ -173,19 +183,75 @@ def create_orbax_checkpoint_manager(
   )
 
 
+def create_checkpoint_manager(
+    *,
+    use_orbax: bool = True,
+    save_cfg: checkpoint_config.SaveCheckpointConfig | None = None,
+    restore_cfg: RestoreCheckpointConfig | None = None,
+    train_state: Any,
+    partitioner: Any,
+    ds_iter: Any = None,
+    model_dir: str | None = None,
+) -> Any:
+  """Creates the manager of either layout.
+
+  Args:
+    use_orbax: False saves in T5X's legacy layout; both read both.
+    save_cfg: how the run saves, or None.
+    restore_cfg: what it restores, or None.
+    train_state: a train state of arrays or shapes.
+    partitioner: gives mesh and mesh axes.
+    ds_iter: the dataset iterator.
+    model_dir: the directory of the checkpoints.
+  """
+  if use_orbax:
+    return create_orbax_checkpoint_manager(
+        save_cfg=save_cfg,
+        restore_cfg=restore_cfg,
+        train_state=train_state,
+        partitioner=partitioner,
+        ds_iter=ds_iter,
+        model_dir=model_dir,
+    )
+  return legacy_manager.LegacyCheckpointManager(
+      save_cfg=save_cfg,
+      restore_cfg=restore_cfg,
+      train_state_shape=train_state,
+      partitioner=partitioner,
+      ds_iter=ds_iter,
+      model_dir=model_dir,
+  )
+
+
 def restore(
     checkpoint_manager: Any,
-    restore_path: str,
+    paths: str | Sequence[str],
     restore_cfg: RestoreCheckpointConfig,
     fallback_state: state_matching.Fallback | None = None,
 ) -> Any:
-  """Restores one path through a manager, as its config says."""
-  return checkpoint_manager.restore(
-      restore_path,
-      fallback_state=fallback_state,
-      state_transformation_fns=restore_cfg.state_transformation_fns,
-      restore_dataset=restore_cfg.restore_dataset,
-  )
+  """Restores one path, or a list of them, as a config says.
+
+  Args:
+    checkpoint_manager: of either layout.
+    paths: a checkpoint, or several.
+    restore_cfg: gives the transformation functions.
+    fallback_state: for what a checkpoint lacks.
+
+  Returns:
+    A train state, or a list of them.
+  """
+
+  def restore_one(path: str) -> Any:
+    return checkpoint_manager.restore(
+        path,
+        fallback_state=fallback_state,
+        state_transformation_fns=restore_cfg.state_transformation_fns,
+        restore_dataset=restore_cfg.restore_dataset,
+    )
+
+  if isinstance(paths, str):
+    return restore_one(paths)
+  return [restore_one(path) for path in paths]
 
 
 def resuming(
@@ -237,10 +303,26 @@ def _base(manager_cls: Any) -> Any:
   return manager_cls
 
 
-def _best_settings(cls: Any) -> dict[str, Any]:
-  """Returns the pruning settings that a class or a partial of it carries."""
-  found = {}
-  while isinstance(cls, functools.partial):
-    found = {**cls.keywords, **found}
-    cls = cls.func
-  return {name: found[name] for name in _BEST_SETTINGS if name in found}
+def _best_settings(
+    checkpointer_cls: Any, train_state: Any, partitioner: Any, model_dir: Any
+) -> dict[str, Any]:
+  """Returns the pruning settings of a best-metric checkpointer's class.
+
+  They may stand in a partial, in a subclass or in gin. A checkpointer of the
+  class knows them all, and making one touches nothing.
+  """
+  base = _base(checkpointer_cls)
+  if not (
+      inspect.isclass(base)
+      and issubclass(base, legacy_checkpointer.SaveBestCheckpointer)
+  ):
+    return {}
+  checkpointer = checkpointer_cls(
+      train_state=train_state,
+      partitioner=partitioner,
+      checkpoints_dir=model_dir,
+  )
+  names = _BEST_SETTINGS
+  if checkpointer.keep is not None:
+    names = (*names, 'keep')
+  return {name: getattr(checkpointer, name) for name in names}

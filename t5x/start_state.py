@@ -8,23 +8,17 @@ import jax
 from t5x import checkpoint_config
 from t5x import checkpoint_dirs
 from t5x import checkpoint_reader
+from t5x import restore_report
 from t5x import restoring
 from t5x import state_matching
 
 
-def check_checkpoint_cfg(
-    cfg: checkpoint_config.CheckpointConfig, use_orbax: bool
-) -> None:
-  """Refuses what a training run can neither start from nor save.
+def check_checkpoint_cfg(cfg: checkpoint_config.CheckpointConfig) -> None:
+  """Refuses what a training run cannot start from.
 
   Raises:
-    ValueError: for the legacy layout, or more than one starting point.
+    ValueError: for more than one starting point.
   """
-  if not use_orbax:
-    raise ValueError(
-        'use_orbax=False asks for the legacy checkpoint layout, which is not '
-        'written. Set train.use_orbax = True.'
-    )
   if cfg.restore is None:
     return
   if cfg.restore.mode == 'all':
@@ -78,6 +72,9 @@ def get_start_state(
 ) -> Any:
   """Returns the train state to go on from, and moves the data there.
 
+  A run that starts from another one's checkpoint gets a table of what came
+  from there (`restored.txt`).
+
   Args:
     initializer: makes train states.
     cfg: the run's checkpoints.
@@ -86,11 +83,15 @@ def get_start_state(
     init_rng: for what starts fresh.
   """
   if checkpoint_dirs.latest_step(model_dir) is None:
-    return initializer.from_checkpoint_or_scratch(
+    state = initializer.from_checkpoint_or_scratch(
         [cfg.restore] if cfg.restore else [],
         init_rng=init_rng,
         ds_iter=train_iter,
     )
+    report = getattr(initializer, 'restore_report', None)
+    if report is not None:
+      restore_report.write(report, model_dir)
+    return state
   resume_cfg = restoring.resuming(cfg.restore, cfg.save, model_dir)
   logging.info('Resuming the run in %s.', model_dir)
   state = initializer.from_checkpoint(

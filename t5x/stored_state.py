@@ -25,20 +25,15 @@ Path = tuple[str, ...]
 class StoredArray(checkpoint_importer.LazyArray):
   """An array in a checkpoint, known by its path in the stored tree."""
 
-  def __init__(self, shape, dtype, get_fn):
-    super().__init__(shape, dtype, get_fn)
-    # `get_fn` is `functools.partial(_read_one, directory, path)`, so a cast
-    # copy made by `astype` still knows where it comes from.
-    self.directory, self.path = get_fn.args
-
-  @classmethod
-  def at(cls, directory: str, path: Path, metadata: Any) -> 'StoredArray':
+  def __init__(self, directory: str, path: Path, metadata: Any):
     """Describes the array at `path` of the checkpoint in `directory`."""
-    return cls(
+    super().__init__(
         getattr(metadata, 'shape', ()),
         metadata.dtype,
         functools.partial(_read_one, directory, path),
+        '/'.join(path),
     )
+    self.directory, self.path = directory, path
 
 
 def _read_one(directory: str, path: Path) -> np.ndarray:
@@ -54,7 +49,7 @@ def read_tree(directory: str) -> dict[str, Any]:
   metadata = ocp.PyTreeCheckpointHandler().metadata(epath.Path(directory))
   tree = getattr(metadata, 'tree', metadata)
   flat = {
-      path: StoredArray.at(directory, path, leaf)
+      path: StoredArray(directory, path, leaf)
       for path, leaf in flatten(tree).items()
       if hasattr(leaf, 'dtype')
   }

@@ -19,7 +19,11 @@ import tensorstore as ts
 
 from t5x import checkpoint_importer
 
-_GCS = 'gs://'
+# TensorStore's drivers of remote storage by the scheme of a path.
+_REMOTE_DRIVERS = {'gs': 'gcs', 's3': 's3'}
+
+# Stands in a spec for the bucket of the day (RefA).
+DUMMY_BUCKET = 't5x-dummy-bucket'
 
 
 class TensorStoreArray(checkpoint_importer.LazyArray):
@@ -45,8 +49,7 @@ class TensorStoreArray(checkpoint_importer.LazyArray):
       shape: its shape.
       dtype: the dtype it is read as, whatever the stored one.
     """
-    super().__init__(shape, dtype, functools.partial(self.read, ...))
-    self.name = name
+    super().__init__(shape, dtype, functools.partial(self.read, ...), name)
     self.spec = spec
 
   def read(self, index: Any) -> np.ndarray:
@@ -149,14 +152,30 @@ def local_spec(
   return {**spec, 'kvstore': _kvstore(kvstore, path, directory)}
 
 
+def is_in_bucket(directory: str) -> bool:
+  """Tells whether a directory lies in a bucket of remote storage."""
+  return '://' in directory
+
+
 def _kvstore(
     kvstore: Mapping[str, Any], path: str, directory: str
 ) -> dict[str, Any]:
-  """Returns the key-value store of `path` below a local or cloud directory."""
+  """Returns the key-value store of `path` below a local or cloud directory.
+
+  Raises:
+    ValueError: for a scheme that TensorStore has no driver for.
+  """
   rest = {k: v for k, v in kvstore.items() if k not in ('driver', 'bucket')}
-  if directory.startswith(_GCS):
-    bucket, _, parent = directory[len(_GCS) :].partition('/')
-    place = {'driver': 'gcs', 'bucket': bucket}
+  if is_in_bucket(directory):
+    scheme, _, place = directory.partition('://')
+    if scheme not in _REMOTE_DRIVERS:
+      raise ValueError(
+          f'TensorStore reads no {scheme}:// ({directory}); it knows '
+          f'{", ".join(f"{known}://" for known in _REMOTE_DRIVERS)} and local '
+          'paths.'
+      )
+    bucket, _, parent = place.partition('/')
+    place = {'driver': _REMOTE_DRIVERS[scheme], 'bucket': bucket}
   else:
     parent, place = directory, {'driver': 'file'}
   return {**rest, **place, 'path': os.path.join(parent, path)}

@@ -20,6 +20,7 @@ from t5x.initializer import TrainStateInitializer
 from t5x.initializer import create_checkpoint_manager_and_restore
 from t5x.learning_rates import LearningRateCallable
 from t5x.learning_rates import create_learning_rate_scheduler
+from t5x.legacy_manager import LegacyCheckpointManager
 from t5x.model_info import log_model_info
 from t5x.multihost import get_local_data
 from t5x.multihost import multihost_assert_equal
@@ -34,6 +35,7 @@ __all__ = (
     'CheckpointConfig',
     'DatasetConfig',
     'LearningRateCallable',
+    'LegacyCheckpointManager',
     'RestoreCheckpointConfig',
     'SaveCheckpointConfig',
     'TrainStateInitializer',

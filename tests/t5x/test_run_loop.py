@@ -12,6 +12,7 @@ import seqio
 import tiny_task
 
 from t5x import checkpoint_config
+from t5x import checkpoint_utils
 from t5x import checkpoints
 from t5x import loop
 from t5x import optimizers
@@ -191,6 +192,33 @@ def test_a_saved_cast_does_not_change_the_dtype_of_training(tmp_path):
     assert state.params['head']['kernel'].dtype == np.float32
 
 
+def test_a_run_in_the_legacy_layout_goes_on_and_may_change_its_layout(tmp_path):
+  for total, use_orbax in ((2, False), (4, False), (6, True), (8, False)):
+    step, _ = loop.train(
+        **run_kwargs(
+            tmp_path,
+            save={'period': 2},
+            total_steps=total,
+            stats_period=1,
+            use_orbax=use_orbax,
+        )
+    )
+    assert step == total
+  losses = find(tmp_path / 'train-metrics.jsonl', 'loss')
+  whole = tmp_path / 'whole'
+  loop.train(
+      **run_kwargs(whole, save={'period': 8}, total_steps=8, stats_period=1)
+  )
+  assert losses == find(whole / 'train-metrics.jsonl', 'loss')
+  layouts = [
+      checkpoint_utils.detect_checkpoint_type(
+          str(tmp_path / f'checkpoint_{step}')
+      ).name
+      for step in checkpoints.all_steps(str(tmp_path))
+  ]
+  assert layouts == ['T5X', 'T5X', 'T5X', 'ORBAX', 'T5X']
+
+
 def test_actions_stop_the_run_and_it_is_saved(tmp_path):
   action = StopAt(2)
   step, _ = loop.train(
@@ -213,7 +241,6 @@ def test_actions_stop_the_run_and_it_is_saved(tmp_path):
     [
         ({'actions': {'EVAL': []}}, "Unknown action mode 'EVAL'"),
         ({'actions': {'TRAIN': []}}, 'concurrent_metrics = False'),
-        ({'use_orbax': False}, 'use_orbax'),
         (
             {'restore': checkpoint_config.RestoreCheckpointConfig(['a', 'b'])},
             'must be a string',
