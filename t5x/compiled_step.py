@@ -208,11 +208,7 @@ def _largest(
     plan: list[buffer_assignment.Allocation],
     text: str,
 ) -> tuple[LargeArray, ...]:
-  origins = {
-      instruction.name: instruction.op_name
-      for computation in hlo_text.parse(text).computations.values()
-      for instruction in computation.instructions.values()
-  }
+  module = hlo_text.parse(text)
   arrays = [
       LargeArray(
           a.name,
@@ -224,7 +220,7 @@ def _largest(
   ]
   arrays += [
       LargeArray(
-          origins.get(v.name) or v.name,
+          _origin(v.name, module),
           'temporary',
           v.shape.split('{')[0],
           v.size,
@@ -233,3 +229,23 @@ def _largest(
   ]
   arrays.sort(key=lambda array: -array.device_bytes)
   return tuple(arrays[:NUM_LARGEST])
+
+
+def _origin(name: str, module: hlo_text.Module) -> str:
+  """Returns where in the model an instruction comes from, or its name.
+
+  What the compiler fuses of several may say it only inside.
+  """
+  for computation in module.computations.values():
+    instruction = computation.instructions.get(name)
+    if instruction is None:
+      continue
+    inside = [
+        inner
+        for called in instruction.called
+        for inner in module.computations[called].instructions.values()
+    ]
+    for candidate in (instruction, *reversed(inside)):
+      if candidate.op_name:
+        return candidate.op_name
+  return name

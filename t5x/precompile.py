@@ -24,7 +24,8 @@ def main() -> None:
 
   # Before JAX finds its devices.
   topology.prepare(flags.FLAGS.topology)
-  script.start('train', 't5x/configs/runs/pretrain.gin')
+  # One process describes all of them, wherever it runs.
+  script.start('train', 't5x/configs/runs/pretrain.gin', joins=False)
   from t5x import compile_report
   from t5x import precompiling
 

@@ -109,12 +109,13 @@ def _define_flags() -> None:
   )
 
 
-def start(function: str, example: str) -> None:
+def start(function: str, example: str, *, joins: bool = True) -> None:
   """Makes a script ready: gin checked and parsed, processes joined.
 
   Args:
     function: the name of what gin configures, such as 'train'.
     example: the gin file that a user may start from.
+    joins: whether it is one process of those of the run.
 
   Raises:
     FileNotFoundError: for a gin file that does not exist.
@@ -124,7 +125,8 @@ def start(function: str, example: str) -> None:
   files, bindings = FLAGS.gin_file or [], FLAGS.gin_bindings
   configured = gin_syntax.check(files, bindings, search_paths)
   _check_function(function, configured, example)
-  join_processes()
+  if joins:
+    join_processes()
   import_tensorflow()
   import seqio
 

@@ -14,6 +14,7 @@ from absl import logging
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
+import seqio
 
 from t5x import batches
 from t5x import datasets
@@ -174,13 +175,25 @@ def _predict_step(
       initializer.global_train_state_shape,
       initializer.train_state_axes,
   )
-  step = inference.partition_infer_step(model.predict_batch, axes, partitioner)
+  step = inference.partition_infer_step(
+      getattr(model, _predict_method(cfg)), axes, partitioner
+  )
   rng = jax.eval_shape(lambda: jax.random.PRNGKey(0))
   traced = step.trace(state.params, spec, rng, state.flax_mutables)
   named = _named(
       {'target': state.params}, {'target': axes.params}, partitioner.mesh
   )
   return _program('predict', traced, named, spec, partitioner)
+
+
+def _predict_method(cfg: datasets.DatasetConfig) -> str:
+  """Names the model's method that the metrics of the tasks ask for."""
+  tasks = seqio.get_subtasks(datasets.get_mixture_or_task(cfg))
+  if any(task.predict_with_aux_metric_fns for task in tasks):
+    return 'predict_batch_with_aux'
+  if any(task.predict_metric_fns for task in tasks):
+    return 'predict_batch'
+  return 'score_batch'
 
 
 def _program(

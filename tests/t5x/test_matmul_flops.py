@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from t5x import matmul_flops
+from t5x.examples.t5 import network
 
 
 def shape(*dims):
@@ -272,3 +273,56 @@ def test_a_flax_stack_scanned_and_checkpointed_counts_as_the_plain_one():
   plain, again = flops(stack(Block)), flops(stack(nn.remat(Block)))
   assert again.model == plain.total
   assert again.recomputed > 0
+
+
+# ---- A whole model ----------------------------------------------------------
+
+
+@pytest.mark.parametrize('scan_layers', [False, True])
+@pytest.mark.parametrize('remat_policy', ['none', 'full'])
+def test_a_t5_counts_what_its_formula_says(scan_layers, remat_policy):
+  batch, source, target = 2, 24, 10
+  width, heads, head, mlp, vocab = 16, 4, 8, 40, 96
+  config = network.T5Config(
+      vocab_size=vocab,
+      emb_dim=width,
+      num_heads=heads,
+      num_encoder_layers=2,
+      num_decoder_layers=3,
+      head_dim=head,
+      mlp_dim=mlp,
+      mlp_activations=('gelu', 'linear'),
+      dropout_rate=0.0,
+      scan_layers=scan_layers,
+      remat_policy=remat_policy,
+  )
+  module = network.Transformer(config)
+  tokens = [
+      jax.ShapeDtypeStruct((batch, length), jnp.int32)
+      for length in (source, target, target)
+  ]
+  variables = jax.eval_shape(
+      lambda *t: module.init(jax.random.key(0), *t, enable_dropout=False),
+      *tokens,
+  )
+
+  def loss(params, *tokens):
+    logits = module.apply({'params': params}, *tokens, enable_dropout=False)
+    return jnp.sum(logits)
+
+  counted = traced(jax.value_and_grad(loss), variables['params'], *tokens)
+  inputs, targets = batch * source, batch * target
+  projection, joined = 2 * width * heads * head, 2 * heads * head
+  feed_forward = 3 * 2 * width * mlp
+  encoder = inputs * (4 * projection + feed_forward + 2 * joined * source)
+  decoder = targets * (6 * projection + feed_forward + 2 * joined * target)
+  # Attention to the encoder: its keys and values are of the inputs.
+  decoder += inputs * 2 * projection + targets * 2 * joined * source
+  head_flops = 2 * targets * width * vocab
+  trained = 3 * (2 * encoder + 3 * decoder + head_flops)
+  # Looked up with products, whose one factor has no gradient: tokens, and 32
+  # buckets of relative positions.
+  positions = 2 * 2 * heads * 32 * (source**2 + target**2)
+  lookups = 2 * 2 * (inputs + targets) * vocab * width
+  assert counted.model - trained - positions in (0, lookups)
+  assert (counted.recomputed > 0) == (remat_policy == 'full')
