@@ -7,6 +7,10 @@ A device sends, in rings over a group of n devices (RefA):
   all-to-all          (n-1)/n·array
   collective-permute  array
 
+Between slices TPUs use hosts: such a collective stands in the program as a
+`send` to the runtime of the data centre's network ("megascale"), which says
+what it is part of.
+
 RefA: "How to Scale Your Model", jax-ml.github.io/scaling-book, Sharding.
 """
 
@@ -37,6 +41,10 @@ _MESH = re.compile(
     r'replica_groups=mesh\[(?P<axes>[^\]]*)\](?P<order>[^{]*)'
     r'\{(?P<used>[^}]*)\}'
 )
+_MEGASCALE = re.compile(
+    r'_xla_megascale_target="\{(?P<slices>[\d,:]+)\}[^"]*",'
+    r'_xla_megascale_transfer_type="(?P<kind>\w+)"'
+)
 _AXIS = re.compile(r"'?([\w.\-]+)'?\s*=\s*(\d+)")
 _USED = re.compile(r"'([\w.\-]+)'(?::\((\d+)\)(\d+))?")
 _PAIRS = re.compile(r'source_target_pairs=\{(\{[\d,{}]*\})\}')
@@ -50,24 +58,31 @@ class Collective:
     kind: such as 'all-gather'.
     num_bytes: the array, whole; of an all-gather what it gives.
     group: the devices of one of its groups, as partition numbers: places in
-      the flat mesh.
+      the flat mesh. Between slices, empty.
+    num_slices: between how many slices it is, 1 inside of them.
   """
 
   kind: str
   num_bytes: int
   group: tuple[int, ...]
+  num_slices: int = 1
 
   @property
   def sent_bytes(self) -> float:
     """Bytes that a device sends; see the module's documentation."""
-    n = len(self.group)
+    n = len(self.group) or self.num_slices
     if self.kind == 'collective-permute':
       return float(self.num_bytes)
     passes = 2 if self.kind == 'all-reduce' else 1
     return passes * self.num_bytes * (n - 1) / n
 
   def axes(self, mesh_shape: dict[str, int]) -> tuple[str, ...]:
-    """Returns the mesh axes along which the group's devices differ."""
+    """Returns the mesh axes along which the group's devices differ.
+
+    Between slices it is 'slices'.
+    """
+    if self.num_slices > 1:
+      return ('slices',)
     places = np.unravel_index(self.group, tuple(mesh_shape.values()))
     return tuple(
         name for name, at in zip(mesh_shape, places) if len(set(at)) > 1
@@ -90,6 +105,8 @@ def collective_of(
       among all.
   """
   kind = instruction.opcode.removesuffix('-start')
+  if kind == 'send':
+    return _between_slices(computation, instruction)
   if kind not in KINDS:
     return None
   group = _group(instruction.attributes, num_devices)
@@ -102,6 +119,27 @@ def collective_of(
   if computation.name.startswith('all-reduce-scatter'):
     kind = 'reduce-scatter'
   return Collective(kind, size, group)
+
+
+def _between_slices(
+    computation: hlo_text.Computation, send: hlo_text.Instruction
+) -> Collective | None:
+  """Reads what a send to the data centre's network is part of."""
+  match = _MEGASCALE.search(send.attributes)
+  if match is None:
+    return None
+  slices = 0
+  for part in match['slices'].split(','):
+    first, _, last = part.partition(':')
+    slices += int(last or first) - int(first) + 1
+  if slices < 2:
+    return None
+  kind = match['kind'].lower().replace('_', '-')
+  kind = 'collective-permute' if kind == 'one-to-one' else kind
+  size = sum(a.num_bytes for a in computation.operand_arrays(send))
+  if kind == 'all-gather':
+    size *= slices
+  return Collective(kind, size, (), slices)
 
 
 def _group(attributes: str, num_devices: int) -> tuple[int, ...]:

@@ -147,7 +147,7 @@ class _Counter:
       self,
       computation: hlo_text.Computation,
       instruction: hlo_text.Instruction,
-      channels: set[str],
+      channels: set[tuple[Collective, str]],
   ) -> list[Collective]:
     """Collectives of an instruction, and of what is fused into it.
 
@@ -157,9 +157,10 @@ class _Counter:
     found = []
     collective = collective_of(computation, instruction, self.num_devices)
     if collective is not None:
-      if instruction.channel and instruction.channel in channels:
+      seen = collective, instruction.channel
+      if instruction.channel and seen in channels:
         return []
-      channels.add(instruction.channel)
+      channels.add(seen)
       found.append(collective)
     if instruction.opcode == 'fusion':
       for name in instruction.called:
@@ -209,6 +210,8 @@ class _Counter:
       update = operands[1] if opcode[0] == 'd' else operands[-1]
       in_hbm = any(array.space == 0 for array in instruction.arrays)
       return _hbm_bytes(update) + in_hbm * _num_bytes(update)
+    if opcode == 'send':
+      return _hbm_bytes(operands[0])
     if opcode.endswith('-start'):
       # Gives its operands back beside the result and some flags.
       passed = sum(len(arrays) for arrays in operands)

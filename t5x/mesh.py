@@ -190,7 +190,9 @@ def _multi_slice_mesh(
         f' {tuple(dcn_mesh_shape)} need three sizes: (replica, data, model).'
     )
   if math.prod(dcn_mesh_shape) == 1:
-    grid = mesh_utils.create_device_mesh(ici_mesh_shape, devices)
+    grid = mesh_utils.create_device_mesh(
+        ici_mesh_shape, devices, allow_split_physical_axes=True
+    )
   else:
     grid = mesh_utils.create_hybrid_device_mesh(
         ici_mesh_shape,
@@ -198,6 +200,8 @@ def _multi_slice_mesh(
         devices,
         # Without slices (CPU, GPU) the slow network is the one between hosts.
         process_is_granule=not hasattr(devices[0], 'slice_index'),
+        # 8 x 2 chips of a 4 x 4 slice: one of its dimensions is cut in two.
+        allow_split_physical_axes=True,
     )
   return _make_mesh(grid, ('replica', 'data', 'model'))
 

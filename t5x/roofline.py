@@ -93,8 +93,7 @@ def _seconds(
     topology: topology_lib.Topology,
     chip: chips.Chip,
 ) -> float | None:
-  slices = {getattr(device, 'slice_index', None) or 0 for device in group}
-  if len(slices) > 1:
+  if collective.num_slices > 1:
     if chip.dcn_bandwidth is None:
       return None
     return collective.sent_bytes / chip.dcn_bandwidth

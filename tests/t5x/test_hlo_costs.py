@@ -228,6 +228,26 @@ ENTRY %main (p: f32[4]) -> f32[4] {{
   assert found == hlo_collectives.Collective('all-reduce', 16, group)
 
 
+def test_what_goes_between_slices_is_a_send_to_the_network():
+  costs = hlo_costs.count("""
+ENTRY %main (p: bf16[1,8,128]) -> bf16[1,8,128] {
+  %p = bf16[1,8,128]{2,1,0} parameter(0)
+  %token = token[] after-all()
+  %send = (bf16[1,8,128]{2,1,0}, u32[]{:S(2)}, token[]) send(%p, %token), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,3:4}x{0:15}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done = token[] send-done(%send), channel_id=4, is_host_transfer=true
+  %recv = (bf16[1,8,128]{2,1,0}, u32[]{:S(2)}, token[]) recv(%token), channel_id=5, is_host_transfer=true
+  %recv-done = (bf16[1,8,128]{2,1,0}, token[]) recv-done(%recv), channel_id=5, is_host_transfer=true
+  ROOT %result = bf16[1,8,128]{2,1,0} get-tuple-element(%recv-done), index=0
+}
+""")
+  ((found, count),) = costs.collectives
+  assert (found.kind, found.num_slices, count) == ('all-reduce', 3, 1)
+  assert found.num_bytes == 2048
+  assert found.sent_bytes == pytest.approx(2 * 2 / 3 * 2048)
+  assert found.axes({'replica': 3, 'data': 16}) == ('slices',)
+  assert costs.hbm_bytes == 2 * 2048
+
+
 def test_a_batched_product_of_a_tpu_counts_only_real_pairs():
   """A batch of 8 and of 2 heads, written as a dilated convolution."""
   costs = hlo_costs.count("""
