@@ -32,6 +32,10 @@ class SaveCheckpointConfig:
     state_transformation_fns: `(state, infos) -> (state, infos)`, applied in
       order before writing.
     checkpoint_manager_cls: the manager, or a partial of it.
+    local_directory: on each machine's own disk, for the saves of
+      `local_period`.
+    local_period: steps between saves there, None for none.
+    local_keep: how many of them to keep.
   """
 
   dtype: str | None = 'float32'
@@ -45,15 +49,34 @@ class SaveCheckpointConfig:
       default_factory=list
   )
   checkpoint_manager_cls: Any = orbax_manager.OrbaxCheckpointManagerInterface
+  local_directory: str | None = None
+  local_period: int | None = None
+  local_keep: int = 1
 
   def __post_init__(self):
     _check_choice('SaveCheckpointConfig.dtype', self.dtype, _SAVE_DTYPES)
-    for name in ('period', 'keep'):
+    for name in ('period', 'keep', 'local_period'):
       value = getattr(self, name)
       if value is not None and value < 0:
         raise ValueError(
             f'SaveCheckpointConfig.{name} must not be negative, got {value}.'
         )
+
+    if bool(self.local_period) != bool(self.local_directory):
+      raise ValueError(
+          'SaveCheckpointConfig.local_period and local_directory come together,'
+          f' got {self.local_period} and {self.local_directory!r}.'
+      )
+    if self.local_directory and '://' in self.local_directory:
+      raise ValueError(
+          'SaveCheckpointConfig.local_directory must be on the machine itself, '
+          f'got {self.local_directory!r}.'
+      )
+    if self.local_keep < 1:
+      raise ValueError(
+          'SaveCheckpointConfig.local_keep must be at least 1, got '
+          f'{self.local_keep}.'
+      )
 
   @property
   def is_on(self) -> bool:

@@ -23,6 +23,7 @@ from t5x import checkpoint_dirs
 from t5x import datasets
 from t5x import dry_run as dry_run_lib
 from t5x import initializer as initializer_lib
+from t5x import local_tier as local_tier_lib
 from t5x import model_info
 from t5x import multihost
 from t5x import periodic_evaluation
@@ -131,6 +132,7 @@ def train(
         save_period=save_cfg.period if save_cfg else 0,
         gc_period=gc_period,
         checkpoint_steps=save_cfg.checkpoint_steps if save_cfg else None,
+        local_period=save_cfg.local_period if save_cfg else None,
     )
 
   has_eval = bool(train_eval_dataset_cfg or infer_eval_dataset_cfg)
@@ -198,8 +200,11 @@ def train(
   )
 
   # ---- The train state: resumed, restored, or fresh ------------------------
+  local_tier = local_tier_lib.get_local_tier(
+      save_cfg, train_state_shape, partitioner, train_iter, model_dir
+  )
   train_state = start_state.get_start_state(
-      initializer, checkpoint_cfg, model_dir, train_iter, init_rng
+      initializer, checkpoint_cfg, model_dir, train_iter, init_rng, local_tier
   )
   first_step = int(multihost.get_local_data(train_state.step))
   init_seconds = time.time() - start_time
@@ -236,6 +241,8 @@ def train(
           model_dir=model_dir,
       )
       closing.callback(manager.close)
+    if local_tier:
+      closing.callback(local_tier.close)
     progress = progress_lib.Progress(
         plan.first, plan.total, data_layout.batch_size
     )
@@ -250,6 +257,7 @@ def train(
         actions=actions,
         manager=manager,
         save_cfg=save_cfg,
+        local_tier=local_tier,
     )
     curves = trainer.train_metrics_manager
     curves.write_scalar(

@@ -69,6 +69,7 @@ def get_start_state(
     model_dir: str,
     train_iter: Any,
     init_rng: jax.Array,
+    local_tier: Any = None,
 ) -> Any:
   """Returns the train state to go on from, and moves the data there.
 
@@ -81,7 +82,12 @@ def get_start_state(
     model_dir: the run's directory; its last checkpoint comes first.
     train_iter: moved to where it stood, if that was saved.
     init_rng: for what starts fresh.
+    local_tier: saves on local disks, or None; newer ones come first of all.
   """
+  if local_tier is not None:
+    state = local_tier.restore_newest(checkpoint_dirs.latest_step(model_dir))
+    if state is not None:
+      return state
   if checkpoint_dirs.latest_step(model_dir) is None:
     state = initializer.from_checkpoint_or_scratch(
         [cfg.restore] if cfg.restore else [],

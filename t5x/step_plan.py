@@ -21,6 +21,7 @@ class StepPlan:
     save_period: steps between saves, 0 for none.
     gc_period: steps between garbage collections, 0 for Python's own.
     checkpoint_steps: more steps at which to save.
+    local_period: steps between saves on local disks, 0 for none.
   """
 
   first: int
@@ -31,6 +32,7 @@ class StepPlan:
   save_period: int
   gc_period: int
   checkpoint_steps: frozenset[int]
+  local_period: int = 0
 
   @classmethod
   def create(
@@ -44,6 +46,7 @@ class StepPlan:
       save_period: int | None = 0,
       gc_period: int = 0,
       checkpoint_steps: Sequence[int] | None = None,
+      local_period: int | None = None,
   ) -> 'StepPlan':
     """Plans a run.
 
@@ -56,6 +59,7 @@ class StepPlan:
       save_period: None or 0 without saving.
       gc_period: 0 leaves collection to Python.
       checkpoint_steps: more steps at which to save.
+      local_period: None or 0 without saving on local disks.
 
     Raises:
       ValueError: if the run would end before it starts, or if the periods are
@@ -65,8 +69,8 @@ class StepPlan:
     if total < first:
       raise ValueError(
           f'The run should end at step {total} but starts at step {first}. '
-          'Raise TRAIN_STEPS, set TRAIN_STEPS_RELATIVE, or choose another '
-          'MODEL_DIR.'
+          'Raise TRAIN_STEPS, set TRAIN_STEPS_RELATIVE (steps after the start) '
+          'in its place, or choose another MODEL_DIR.'
       )
     periods = {
         'eval_period': eval_period,
@@ -94,6 +98,7 @@ class StepPlan:
         save_period=save_period or 0,
         gc_period=gc_period,
         checkpoint_steps=frozenset(checkpoint_steps or ()),
+        local_period=local_period or 0,
     )
 
   def unit_ends(self) -> Iterator[int]:
@@ -107,6 +112,8 @@ class StepPlan:
     step = start
     while step < end:
       stops = [s for s in self.checkpoint_steps if step < s < end]
+      if self.local_period:
+        stops.append(step + self.local_period - self._since_local(step))
       step = min([step + self.stats_period, end, *stops])
       yield step
 
@@ -115,6 +122,15 @@ class StepPlan:
     if not period:
       return False
     return step == self.total or (step - self.first) % period == 0
+
+  def saves_locally_at(self, step: int) -> bool:
+    """Tells whether a save on local disks, and no other, is due at `step`."""
+    if not self.local_period or self.saves_at(step):
+      return False
+    return self._since_local(step) == 0
+
+  def _since_local(self, step: int) -> int:
+    return (step - self.first) % self.local_period
 
   def saves_at(self, step: int) -> bool:
     """Tells whether a checkpoint is due after `step`."""

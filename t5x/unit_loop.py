@@ -30,6 +30,7 @@ class UnitLoop:
     actions: what may end the run early.
     manager: saves, or None.
     save_cfg: how, or None.
+    local_tier: saves often, on the machines' own disks, or None.
   """
 
   trainer: Any
@@ -41,6 +42,7 @@ class UnitLoop:
   actions: stopping.ActionMap | None
   manager: Any | None
   save_cfg: checkpoint_config.SaveCheckpointConfig | None
+  local_tier: Any | None = None
 
   def run(self) -> int:
     """Trains to the end of the plan, or until something asks to stop.
@@ -63,6 +65,8 @@ class UnitLoop:
           self.evaluations.announce(step)
         if stop or self.plan.saves_at(step):
           self.save()
+        elif self.plan.saves_locally_at(step):
+          self.save_locally()
         if evaluates:
           stop = self.evaluate(step)
           if stop:
@@ -95,6 +99,11 @@ class UnitLoop:
       seconds = time.time() - start
       curves.write_scalar('timing/checkpoint_seconds', seconds, step)
 
+  def save_locally(self) -> None:
+    """Starts saving the trainer's state on the machines' own disks."""
+    self.trainer.train_metrics_manager.flush()  # as for `save`
+    self.local_tier.save(self.trainer.train_state)
+
   def evaluate(self, step: int) -> bool:
     """Evaluates, and tells whether an action asks to stop."""
     return self.evaluations.run(self.trainer, self.train_state_axes, step)
@@ -118,8 +127,12 @@ class UnitLoop:
         return step, True
       if step < unit_end and step in self.plan.checkpoint_steps:
         self.save()
+      elif step < unit_end and self.plan.saves_locally_at(step):
+        self.save_locally()
     return step, False
 
   def _wait_for_saves(self) -> None:
     if self.manager is not None:
       self.manager.wait_until_finished()
+    if self.local_tier is not None:
+      self.local_tier.wait_until_finished()
