@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 import dataclasses
+import math
 import os
 from typing import Any
 
+from absl import logging
 from etils import epath
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
@@ -37,8 +39,8 @@ class BestCheckpoints:
 
   Attributes:
     directory: the run's directory, which holds the TensorBoard runs.
-    metric_name: `run/tag`, such as `inference_eval/my_task/eval/bleu`; the run
-      is the longest leading part that is a directory.
+    metric_name: `run/tag`, such as `train/loss` or `inference_eval/task/bleu`;
+      the run is the longest leading part that is a directory.
     mode: 'max' or 'min'.
     keep: how many of the best to keep, None for all.
     keep_without_metrics: whether a checkpoint without the scalar stays.
@@ -64,7 +66,13 @@ class BestCheckpoints:
     steps = [info.step for info in checkpoints]
     metrics = read_metrics(self.directory, self.metric_name, steps)
     sign = 1 if self.mode == 'max' else -1
-    ranked = sorted(metrics, key=lambda step: (sign * metrics[step], step))
+
+    def rank(step: int) -> tuple[float, int]:
+      value = sign * metrics[step]
+      # A loss that is no number is worse than any.
+      return (-math.inf if math.isnan(value) else value, step)
+
+    ranked = sorted(metrics, key=rank)
     best = set(ranked if self.keep is None else ranked[-self.keep :])
     return [
         step in best
@@ -81,7 +89,8 @@ def read_metrics(
 
   Args:
     directory: the directory under which the TensorBoard runs lie.
-    metric_name: `run/tag`.
+    metric_name: `run/tag`; SeqIO puts `eval/` before its tags, which may be
+      left out.
     steps: the steps asked for.
   """
   parts = metric_name.split('/')
@@ -95,12 +104,24 @@ def read_metrics(
       run, size_guidance={'scalars': 0, 'tensors': 0}
   )
   events.Reload()
+  kinds = events.Tags()
   found = {}
-  if tag in events.Tags()['scalars']:
-    found = {event.step: event.value for event in events.Scalars(tag)}
-  elif tag in events.Tags()['tensors']:
-    found = {
-        event.step: tensor_util.make_ndarray(event.tensor_proto).item()
-        for event in events.Tensors(tag)
-    }
+  for name in (tag, f'eval/{tag}'):
+    if name in kinds['scalars']:
+      found = {event.step: event.value for event in events.Scalars(name)}
+    elif name in kinds['tensors']:
+      found = {
+          event.step: tensor_util.make_ndarray(event.tensor_proto).item()
+          for event in events.Tensors(name)
+      }
+    if found:
+      break
+  known = [*kinds['scalars'], *kinds['tensors']]
+  if known and not found:
+    logging.warning(
+        'No scalar %r in %s to choose the best checkpoints by; it has %s.',
+        tag,
+        run,
+        ', '.join(sorted(known)),
+    )
   return {step: float(found[step]) for step in steps if step in found}

@@ -148,10 +148,11 @@ def create_orbax_checkpoint_manager(
   ]
   if not managers:
     raise ValueError('Either `save_cfg` or `restore_cfg` is required.')
-  if len(managers) == 2 and _base(managers[0]) is not _base(managers[1]):
+  names = list(dict.fromkeys(_name(manager) for manager in managers))
+  if len(names) == 2:
     raise ValueError(
         'save and restore name different checkpoint_manager_cls: '
-        f'{_base(managers[0]).__name__} and {_base(managers[1]).__name__}.'
+        f'{names[0]} and {names[1]}.'
     )
   kwargs = {}
   if save_cfg:
@@ -301,6 +302,12 @@ def _base(manager_cls: Any) -> Any:
   while isinstance(manager_cls, functools.partial):
     manager_cls = manager_cls.func
   return manager_cls
+
+
+def _name(manager_cls: Any) -> str:
+  """Names a class, the same with its settings from gin and without."""
+  base = _base(manager_cls)
+  return f'{base.__module__}.{base.__qualname__}'
 
 
 def _best_settings(
