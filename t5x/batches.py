@@ -225,6 +225,12 @@ class TrainIterator(dataset_iterator.PeekableDatasetIterator):
       if file.exists():
         self._ahead = serialization.msgpack_restore(file.read_bytes())
 
+  def close(self) -> None:
+    """Ends the pipeline; no batch can be taken any more."""
+    with self._mutex:
+      # Freeing it stops its threads, which takes a while.
+      self._it, self._ahead = iter(()), None
+
   def _look(self) -> Mapping[str, np.ndarray]:
     ahead = next(self._it) if self._ahead is None else self._ahead
     self._ahead = ahead

@@ -23,6 +23,7 @@ from t5x import checkpoint_dirs
 from t5x import datasets
 from t5x import dry_run as dry_run_lib
 from t5x import initializer as initializer_lib
+from t5x import ledger as ledger_lib
 from t5x import local_tier as local_tier_lib
 from t5x import model_info
 from t5x import multihost
@@ -31,7 +32,10 @@ from t5x import progress as progress_lib
 from t5x import restoring
 from t5x import start_state
 from t5x import step_plan
+from t5x import step_profile
+from t5x import step_watch
 from t5x import stopping
+from t5x import throughput
 from t5x import unit_loop
 
 SummarizeConfigFn = Callable[[str, Any, int], None]
@@ -72,6 +76,8 @@ def train(
     ) = datasets.verify_matching_vocabs,
     gc_period: int = 0,
     dry_run: bool = False,
+    start_time: float | None = None,
+    profile_steps: Sequence[int] | None = None,
 ) -> tuple[int, Any]:
   """Trains a model, or goes on where a run in `model_dir` stopped.
 
@@ -106,6 +112,9 @@ def train(
     gc_period: steps between garbage collections, 0 for Python's own rhythm.
     dry_run: whether to describe the run instead: nothing is read, written or
       allocated.
+    start_time: Unix time from which the ledger counts, None for now; the script
+      gives the start of its process.
+    profile_steps: (first, end) of the steps to profile, None for none.
 
   Returns:
     The last step and the train state (of shapes, in a dry run).
@@ -114,6 +123,7 @@ def train(
     ValueError: for settings that contradict each other, or a `model_dir` that
       holds another model.
   """
+  ledger = ledger_lib.Ledger(start_time)
   # ---- Settings that can be refused at once --------------------------------
   model_dir = checkpoint_dirs.absolute(model_dir)
   stopping.check_actions(actions, concurrent_metrics)
@@ -121,6 +131,7 @@ def train(
   save_cfg = checkpoint_cfg.save
   if save_cfg is not None and not save_cfg.is_on:
     save_cfg = None
+  profiled = step_profile.check(profile_steps) if profile_steps else None
 
   def plan_from(first_step: int, evaluates: bool) -> step_plan.StepPlan:
     return step_plan.StepPlan.create(
@@ -133,6 +144,7 @@ def train(
         gc_period=gc_period,
         checkpoint_steps=save_cfg.checkpoint_steps if save_cfg else None,
         local_period=save_cfg.local_period if save_cfg else None,
+        stops=profiled or (),
     )
 
   has_eval = bool(train_eval_dataset_cfg or infer_eval_dataset_cfg)
@@ -159,6 +171,7 @@ def train(
   multihost.sync_global_devices('train:model_dir')
 
   # ---- Data, and the shapes that follow from them --------------------------
+  ledger.enter('data')
   if verify_matching_vocabs_fn is not None:
     verify_matching_vocabs_fn(train_dataset_cfg, model)
   train_iter = batches.prepare_train_iter(
@@ -173,6 +186,7 @@ def train(
       data_layout=data_layout,
   )
   spec = train_iter.element_spec
+  ledger.enter('init')
   initializer = train_state_initializer_cls(
       optimizer_def=model.optimizer_def,
       init_fn=model.get_initial_variables,
@@ -185,6 +199,7 @@ def train(
       os.path.join(model_dir, 'model-info.txt'), train_state_shape, partitioner
   )
   start_state.check_same_model(train_state_shape, checkpoint_cfg, model_dir)
+  ledger.enter('data')
   evaluations = periodic_evaluation.PeriodicEvaluation(
       model=model,
       partitioner=partitioner,
@@ -200,6 +215,7 @@ def train(
   )
 
   # ---- The train state: resumed, restored, or fresh ------------------------
+  ledger.enter('init')
   local_tier = local_tier_lib.get_local_tier(
       save_cfg, train_state_shape, partitioner, train_iter, model_dir
   )
@@ -218,6 +234,9 @@ def train(
 
   with contextlib.ExitStack() as closing:
     # ---- What does the work ------------------------------------------------
+    ledger.open(model_dir, first_step)
+    closing.enter_context(ledger)
+    closing.callback(train_iter.close)
     trainer = trainer_cls(
         model=model,
         train_state=train_state,
@@ -243,10 +262,16 @@ def train(
       closing.callback(manager.close)
     if local_tier:
       closing.callback(local_tier.close)
+    watch = step_watch.StepWatch(ledger)
+    closing.callback(watch.close)
+    trainer.on_step = watch.step_started
+    profile = step_profile.StepProfile(model_dir, profiled, ledger)
+    closing.callback(profile.close)
     progress = progress_lib.Progress(
         plan.first, plan.total, data_layout.batch_size
     )
     closing.callback(progress.close)
+    closing.callback(ledger.enter, 'closing')
     units = unit_loop.UnitLoop(
         trainer=trainer,
         train_state_axes=initializer.train_state_axes,
@@ -258,6 +283,9 @@ def train(
         manager=manager,
         save_cfg=save_cfg,
         local_tier=local_tier,
+        ledger=ledger,
+        watch=watch,
+        profile=profile,
     )
     curves = trainer.train_metrics_manager
     curves.write_scalar(
@@ -269,23 +297,32 @@ def train(
     units.save()
     if plan.total > plan.first:
       warmup_start = time.time()
+      ledger.enter('input')
       with datasets.reading(train_dataset_cfg):
         first_batch = train_iter.peek()
       curves.write_scalar(
           'timing/train_iter_warmup', time.time() - warmup_start, first_step
       )
+      ledger.enter('compile')
       trainer.compile_train(first_batch)
+      curves.interval_scalars = throughput.of_run(
+          trainer, first_batch, partitioner, data_layout.batch_size
+      ).scalars
       del first_batch
+    ledger.enter('compile')
     evaluations.compile(trainer)
 
     # ---- Train -------------------------------------------------------------
+    ledger.enter('other')
     if gc_period:
       gc.disable()
       closing.callback(gc.enable)
     if owes_evaluation or (run_eval_before_training and evaluations.is_on):
       units.evaluate(first_step)
     last_step = units.run()
-    evaluations.close()
+    with ledger.spend('evaluation'):
+      evaluations.close()
+    ledger.report(last_step, curves, force=True)
     train_state = trainer.train_state
   multihost.sync_global_devices('train:done')
   logging.info('Finished at step %d.', last_step)

@@ -72,6 +72,8 @@ class MetricsManager:
 
   Attributes:
     summary_dir: the directory of this kind, None without output.
+    interval_scalars: `(seconds, num_steps) -> scalars`, written with the
+      metrics of an interval; None for none.
   """
 
   def __init__(
@@ -89,6 +91,9 @@ class MetricsManager:
     """
     self._name = name
     self.summary_dir = os.path.join(summary_dir, name) if summary_dir else None
+    self.interval_scalars: (
+        Callable[[float, int], Mapping[str, float]] | None
+    ) = None
     self._writes = bool(summary_dir) and jax.process_index() == 0
     self._pool = asynclib.Pool(thread_name_prefix=name, max_workers=1)
     self._duration_timer = _DurationTimer(self._pool, clock)
@@ -119,13 +124,17 @@ class MetricsManager:
     """Writes one scalar in the background; see `write_scalars`."""
     self.write_scalars(step, {key: val})
 
-  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+  def write_scalars(
+      self,
+      step: int,
+      scalars: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+  ) -> None:
     """Writes scalars in the background.
 
     Args:
       step: the training step.
       scalars: numbers, device arrays, or functions that return one and are
-        called in the background, by name.
+        called in the background, by name; or one function that returns all.
     """
     # Now: the state that holds the step may be donated to the next step.
     step = int(step)
@@ -133,7 +142,9 @@ class MetricsManager:
     def write() -> None:
       values = {
           name: float(value() if callable(value) else value)
-          for name, value in scalars.items()
+          for name, value in (
+              scalars() if callable(scalars) else scalars
+          ).items()
       }
       if self._writes:
         self.summary_writer.write_scalars(step, values)
@@ -171,6 +182,10 @@ class MetricsManager:
         from clu import metric_writers
 
         metric_writers.write_values(self.summary_writer, step, values)
+        if self.interval_scalars is not None:
+          self.summary_writer.write_scalars(
+              step, self.interval_scalars(duration.result(), num_steps)
+          )
       return values
 
     future: Any = self._pool(summarize)()

@@ -22,6 +22,7 @@ class StepPlan:
     gc_period: steps between garbage collections, 0 for Python's own.
     checkpoint_steps: more steps at which to save.
     local_period: steps between saves on local disks, 0 for none.
+    stops: more steps at which a stretch ends.
   """
 
   first: int
@@ -33,6 +34,7 @@ class StepPlan:
   gc_period: int
   checkpoint_steps: frozenset[int]
   local_period: int = 0
+  stops: frozenset[int] = frozenset()
 
   @classmethod
   def create(
@@ -47,6 +49,7 @@ class StepPlan:
       gc_period: int = 0,
       checkpoint_steps: Sequence[int] | None = None,
       local_period: int | None = None,
+      stops: Sequence[int] = (),
   ) -> 'StepPlan':
     """Plans a run.
 
@@ -60,6 +63,7 @@ class StepPlan:
       gc_period: 0 leaves collection to Python.
       checkpoint_steps: more steps at which to save.
       local_period: None or 0 without saving on local disks.
+      stops: more steps at which a stretch ends.
 
     Raises:
       ValueError: if the run would end before it starts, or if the periods are
@@ -99,6 +103,7 @@ class StepPlan:
         gc_period=gc_period,
         checkpoint_steps=frozenset(checkpoint_steps or ()),
         local_period=local_period or 0,
+        stops=frozenset(stops),
     )
 
   def unit_ends(self) -> Iterator[int]:
@@ -110,8 +115,9 @@ class StepPlan:
   def stretches(self, start: int, end: int) -> Iterator[int]:
     """Yields the step at which each stretch from `start` to `end` ends."""
     step = start
+    all_stops = self.checkpoint_steps | self.stops
     while step < end:
-      stops = [s for s in self.checkpoint_steps if step < s < end]
+      stops = [s for s in all_stops if step < s < end]
       if self.local_period:
         stops.append(step + self.local_period - self._since_local(step))
       step = min([step + self.stats_period, end, *stops])

@@ -15,9 +15,18 @@ def main() -> None:
   """Trains, or describes the run (`--dry_run`)."""
   script.start('train', 't5x/configs/runs/pretrain.gin')
   import gin
+  from t5x import ledger
   from t5x import loop
+  from t5x import step_profile
 
-  gin.get_configurable(loop.train)(dry_run=flags.FLAGS.dry_run)
+  given = {}
+  if flags.FLAGS.profile_steps:
+    given['profile_steps'] = step_profile.parse(flags.FLAGS.profile_steps)
+  gin.get_configurable(loop.train)(
+      dry_run=flags.FLAGS.dry_run,
+      start_time=ledger.process_start(),
+      **given,
+  )
 
 
 if __name__ == '__main__':
@@ -25,5 +34,10 @@ if __name__ == '__main__':
       'dry_run',
       False,
       'Print configuration, mesh, batch and parameter counts, and end.',
+  )
+  flags.DEFINE_string(
+      'profile_steps',
+      None,
+      'FIRST:END, such as 10:13: profile these steps into MODEL_DIR/profile.',
   )
   script.run(main)

@@ -93,6 +93,7 @@ class BaseTrainer(abc.ABC):
   Attributes:
     train_state: the state after the last step.
     stop_training: set it to end the training; the loop asks for it.
+    on_step: called after each step's dispatch with its metrics, or None.
     train_metrics_manager: writes to `train/`.
     eval_metrics_managers: by task, write to `training_eval/<task>/`.
   """
@@ -126,6 +127,7 @@ class BaseTrainer(abc.ABC):
     self._base_rng = rng
     self.train_state = train_state
     self.stop_training = False
+    self.on_step: Callable[[MetricMap], None] | None = None
     self._compiled_train_step: Any = None
     self._compiled_eval_steps: dict[str, Any] = {}
     self._compiled_eval_by_shape: dict[Any, Any] = {}
@@ -184,6 +186,8 @@ class BaseTrainer(abc.ABC):
         batch = next(batch_iter)
         step_fn = self._compiled_train_step or self._partitioned_train_step
         self.train_state, update = step_fn(self.train_state, batch)
+        if self.on_step is not None:
+          self.on_step(update)
         metrics = _merge_on_device(metrics, update) if metrics else update
       if _preempted(step):
         raise PreemptionError(f'Preempted after step {step}.')

@@ -8,10 +8,13 @@ from typing import Any
 from absl import logging
 
 from t5x import checkpoint_config
+from t5x import ledger as ledger_lib
 from t5x import multihost
 from t5x import periodic_evaluation
 from t5x import progress as progress_lib
 from t5x import step_plan
+from t5x import step_profile
+from t5x import step_watch
 from t5x import stopping
 from t5x import trainer as trainer_lib
 
@@ -31,6 +34,9 @@ class UnitLoop:
     manager: saves, or None.
     save_cfg: how, or None.
     local_tier: saves often, on the machines' own disks, or None.
+    ledger: counts where the time goes.
+    watch: tells it what the device does meanwhile.
+    profile: traces some steps.
   """
 
   trainer: Any
@@ -42,6 +48,9 @@ class UnitLoop:
   actions: stopping.ActionMap | None
   manager: Any | None
   save_cfg: checkpoint_config.SaveCheckpointConfig | None
+  ledger: ledger_lib.Ledger
+  watch: step_watch.StepWatch
+  profile: step_profile.StepProfile
   local_tier: Any | None = None
 
   def run(self) -> int:
@@ -86,42 +95,53 @@ class UnitLoop:
     """Starts saving the trainer's state, unless its step is saved."""
     if self.manager is None or self.save_cfg is None:
       return
-    # A killed run goes on after its last checkpoint: what came before must be
-    # on disk. This waits for the steps, so the clock of the save starts after.
+    step = self._finish_steps()
     curves = self.trainer.train_metrics_manager
-    curves.flush()
-    step = int(multihost.get_local_data(self.trainer.train_state.step))
-    start = time.time()
-    saved = self.manager.save(
-        self.trainer.train_state, self.save_cfg.state_transformation_fns
-    )
-    if saved:
+    with self.ledger.spend('checkpoint'):
+      # A killed run goes on after its last checkpoint: what came before must be
+      # on disk.
+      curves.flush()
+      start = time.time()
+      # `save` would wait as well; here it is told apart from its own work.
+      with self.ledger.spend('checkpoint_wait'):
+        self.manager.wait_until_finished()
+      saved = self.manager.save(
+          self.trainer.train_state, self.save_cfg.state_transformation_fns
+      )
       seconds = time.time() - start
+    if saved:
       curves.write_scalar('timing/checkpoint_seconds', seconds, step)
 
   def save_locally(self) -> None:
     """Starts saving the trainer's state on the machines' own disks."""
-    self.trainer.train_metrics_manager.flush()  # as for `save`
-    self.local_tier.save(self.trainer.train_state)
+    self._finish_steps()
+    with self.ledger.spend('checkpoint'):
+      self.trainer.train_metrics_manager.flush()  # as for `save`
+      self.local_tier.save(self.trainer.train_state)
 
   def evaluate(self, step: int) -> bool:
     """Evaluates, and tells whether an action asks to stop."""
-    return self.evaluations.run(self.trainer, self.train_state_axes, step)
+    self._finish_steps()
+    with self.ledger.spend('evaluation'):
+      return self.evaluations.run(self.trainer, self.train_state_axes, step)
 
   def _train_unit(self, step: int, unit_end: int) -> tuple[int, bool]:
     """Trains stretch by stretch; returns the step and whether to stop."""
     for stretch_end in self.plan.stretches(step, unit_end):
-      summary = self.trainer.train(
-          self.train_iter, stretch_end - step, start_step=step
-      )
+      self.profile.start(step)
+      summary = self._train_stretch(step, stretch_end - step)
       step = stretch_end
+      self.profile.stop(step, summary)
       self.progress.advance(step, summary)
+      self.ledger.report(step, self.trainer.train_metrics_manager)
       if self.actions and self.actions.get('TRAIN'):
+        with self.ledger.spend('step'):
+          values = summary.result()
         self.trainer.stop_training |= stopping.run_actions(
             'TRAIN',
             self.actions,
             self.trainer.train_state,
-            {stopping.TRAIN_TASK: summary.result()},
+            {stopping.TRAIN_TASK: values},
         )
       if self.trainer.stop_training:
         return step, True
@@ -131,8 +151,22 @@ class UnitLoop:
         self.save_locally()
     return step, False
 
+  def _train_stretch(self, step: int, num_steps: int) -> Any:
+    with self.ledger.spend('step'):
+      self.watch.begin()
+      return self.trainer.train(
+          self.watch.batches(self.train_iter), num_steps, start_step=step
+      )
+
+  def _finish_steps(self) -> int:
+    """Waits for the steps as saves and evaluations do; returns the state's."""
+    with self.ledger.spend('step'):
+      return int(multihost.get_local_data(self.trainer.train_state.step))
+
   def _wait_for_saves(self) -> None:
     if self.manager is not None:
-      self.manager.wait_until_finished()
+      with self.ledger.spend('checkpoint_wait'):
+        self.manager.wait_until_finished()
     if self.local_tier is not None:
-      self.local_tier.wait_until_finished()
+      with self.ledger.spend('checkpoint_wait'):
+        self.local_tier.wait_until_finished()
