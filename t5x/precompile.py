@@ -22,6 +22,11 @@ def main() -> None:
   """Prints a report of each step; status 1 if one does not fit."""
   from t5x import topology
 
+  if flags.FLAGS.topology is None:
+    raise ValueError(
+        'Say what to compile for: --topology=v5e:16x16, --topology=v4:4x4x8,'
+        ' … or, to try, --topology=cpu:8.'
+    )
   # Before JAX finds its devices.
   topology.prepare(flags.FLAGS.topology)
   # One process describes all of them, wherever it runs.
@@ -58,7 +63,6 @@ if __name__ == '__main__':
       None,
       'What to compile for: v5e:16x16, v4:4x4x8, v5p:4x4x8, v6e:16x16, … '
       '(chips along each dimension of a slice), or cpu:8.',
-      required=True,
   )
   flags.DEFINE_integer(
       'num_slices', 1, 'How many such slices; needs ici and dcn mesh shapes.'

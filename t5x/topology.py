@@ -88,7 +88,7 @@ def prepare(name: str) -> None:
   elif importlib.util.find_spec('libtpu') is None:
     raise ModuleNotFoundError(
         f'--topology={name} needs libtpu, the compiler of TPUs. Install it:'
-        " pip install -c constraints.txt '.[tpu]' (Linux, x86-64; no TPU is"
+        " pip install -c constraints.txt 'jax[tpu]' (Linux, x86-64; no TPU is"
         ' needed), or try --topology=cpu:8.'
     )
 

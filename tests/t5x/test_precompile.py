@@ -8,6 +8,8 @@ import scripts
 
 from t5x import buffer_assignment
 from t5x import compiled_step
+from t5x import precompile as script
+from t5x import precompiling
 
 
 def precompile(*args, timeout=300):
@@ -139,7 +141,7 @@ T5_XL = (
 )
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None,
-    reason="needs libtpu: pip install -c constraints.txt '.[tpu]'",
+    reason="needs libtpu: pip install -c constraints.txt 'jax[tpu]'",
 )
 
 
@@ -192,3 +194,13 @@ def test_the_plan_of_a_cpu_program_is_read(both_steps):
   totals = buffer_assignment.totals(buffer_assignment.parse(path.read_text()))
   assert totals.arguments == train['memory']['arguments']
   assert totals.temporaries == train['memory']['temporaries']
+
+
+def test_without_a_topology_some_are_named():
+  result = precompile('--gin_file=tiny_t5.gin')
+  assert result.returncode == 1
+  assert '--topology=v5e:16x16' in result.stderr
+
+
+def test_the_function_is_where_t5x_has_it():
+  assert script.precompile is precompiling.precompile

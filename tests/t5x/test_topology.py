@@ -59,7 +59,7 @@ def test_a_topology_that_cannot_be_says_what_can(name, words):
 
 def test_without_libtpu_the_mend_is_named(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(ImportError, match=r"pip install .*'\.\[tpu\]'.*cpu:8"):
+  with pytest.raises(ImportError, match=r"pip install .*'jax\[tpu\]'.*cpu:8"):
     topology.prepare('v5e:4x4')
 
 
