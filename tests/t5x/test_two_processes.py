@@ -1,0 +1,96 @@
+"""Two real processes that save one sharded state together."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from t5x import checkpoints
+from t5x import stored_state
+
+SCRIPT = pathlib.Path(__file__).parent / 'two_processes.py'
+
+
+def run_once(directory):
+  """Starts both; returns their exit statuses, outputs and errors."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  env = {
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+  }
+  started = [
+      subprocess.Popen(
+          [sys.executable, str(SCRIPT), str(port), str(i), str(directory)],
+          env=env,
+          stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE,
+          text=True,
+      )
+      for i in range(2)
+  ]
+  try:
+    outputs = [process.communicate(timeout=240) for process in started]
+  finally:
+    for process in started:
+      process.kill()
+  return [(p.returncode, *o) for p, o in zip(started, outputs)]
+
+
+@pytest.fixture(scope='module')
+def both(tmp_path_factory):
+  """What both processes report, and where they saved."""
+  for _ in range(3):
+    directory = tmp_path_factory.mktemp('two')
+    results = run_once(directory)
+    # Another program may have taken the port in between.
+    if not any('address already in use' in err.lower() for *_, err in results):
+      break
+  for status, _, stderr in results:
+    assert status == 0, stderr
+  reports = [json.loads(out.splitlines()[-1]) for _, out, _ in results]
+  return reports, directory
+
+
+def test_what_two_processes_wrote_one_reads(both):
+  reports, directory = both
+  assert [r['devices'] for r in reports] == [4, 4]
+  assert [r['legacy'] for r in reports] == [True, True]
+  stored = checkpoints.load_t5x_checkpoint(str(directory / 'run'))
+  for path, leaf in stored_state.flatten(stored).items():
+    np.testing.assert_array_equal(
+        leaf.astype(float), reports[0]['whole']['/'.join(path)]
+    )
+
+
+def test_every_data_shard_keeps_its_own_place(both):
+  reports, directory = both
+  assert [r['legacy data'] for r in reports] == [10, 11]
+  assert [r['local data'] for r in reports] == [20, 21]
+  names = {p.name for p in (directory / 'run/checkpoint_1').glob('train_ds*')}
+  assert names == {'train_ds-000-of-002', 'train_ds-001-of-002'}
+
+
+def test_a_save_that_fails_on_one_fails_on_both(both):
+  (zero, one), _ = both
+  assert zero['error'].startswith(
+      'RuntimeError: Process 1 failed in writing a checkpoint'
+  )
+  assert one['error'] == 'OSError: No space left on device'
+  assert zero['steps'] == one['steps'] == [0, 1]
+
+
+def test_local_saves_are_taken_by_both_or_by_none(both):
+  reports, _ = both
+  assert [r['local'] for r in reports] == [True, True]
+  assert [r['lost'] for r in reports] == [True, True]
+  # Nobody's data moved, and what does not count any more is gone.
+  assert [r['lost data'] for r in reports] == [0, 0]
+  assert [r['left'] for r in reports] == [[], []]

@@ -1,0 +1,139 @@
+"""One of two processes that save a state together; prints JSON.
+
+Run by `test_two_processes.py`: `two_processes.py PORT INDEX DIRECTORY`.
+"""
+
+import json
+import pathlib
+import shutil
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+import tiny_regression
+
+from t5x import checkpoints
+from t5x import legacy_writer
+from t5x import local_tier
+from t5x import multihost
+from t5x import partitioning
+from t5x import stored_state
+
+
+class Data:
+  """Stands where it was last told to."""
+
+  position = 0
+
+  def save(self, filename):
+    filename.write_text(str(self.position))
+
+  def restore(self, filename):
+    self.position = int(filename.read_text())
+
+
+def make_state(partitioner):
+  """A state of step 1 whose parameters lie on both processes."""
+  model = tiny_regression.Regression(tiny_regression.optimizer())
+  state = tiny_regression.state(model)
+  axes = partitioner.get_mesh_axes(state)
+  state = partitioner.move_params_to_devices(state, axes)
+  state = partitioner.partition(
+      lambda s: jax.tree.map(lambda x: x + 1, s), (axes,), axes
+  )(state)
+  return state
+
+
+def same(a, b):
+  """Tells whether this process's parts of two states are equal."""
+  a, b = (stored_state.flatten(x.state_dict()) for x in (a, b))
+  return all(
+      np.array_equal(x.data, y.data)
+      for name in a
+      for x, y in zip(a[name].addressable_shards, b[name].addressable_shards)
+  )
+
+
+def error(call):
+  try:
+    call()
+  except (OSError, RuntimeError) as caught:
+    return f'{type(caught).__name__}: {caught}'
+  return None
+
+
+def main(port, index, directory):
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  jax.distributed.initialize(f'127.0.0.1:{port}', 2, index)
+  partitioner = partitioning.PjitPartitioner(
+      num_partitions=1,
+      logical_axis_rules=partitioning.standard_logical_axis_rules(
+          parameter_partitioning_dims=2
+      ),
+  )
+  state = make_state(partitioner)
+  shape = jax.eval_shape(lambda: state)
+  report = {'devices': jax.device_count()}
+  report['whole'] = {
+      '/'.join(path): multihost_utils.process_allgather(leaf, tiled=True)
+      .astype(float)
+      .tolist()
+      for path, leaf in stored_state.flatten(state.state_dict()).items()
+  }
+
+  # The legacy layout: both write, process 0 completes.
+  data = Data()
+  data.position = 10 + index
+  legacy = checkpoints.Checkpointer(
+      shape, partitioner, f'{directory}/run', data
+  )
+  legacy.save(state.replace_step(state.step * 0))
+  legacy.save(state)
+  data.position = 0
+  report['legacy'] = same(legacy.restore(1), state)
+  report['legacy data'] = data.position
+
+  # A disk that is full on one of them.
+  write_arrays = legacy_writer.write_arrays
+
+  def full(*args):
+    if index == 1:
+      raise OSError('No space left on device')
+    return write_arrays(*args)
+
+  legacy_writer.write_arrays = full
+  later = state.replace_step(state.step + 1)
+  report['error'] = error(lambda: legacy.save(later))
+  report['steps'] = legacy.all_steps()
+
+  # Local disks, here one directory with a part a process.
+  def tier():
+    return local_tier.LocalTier(
+        f'{directory}/disk', f'{directory}/run', shape, partitioner, data
+    )
+
+  first = tier()
+  data.position = 20 + index
+  first.save(later)
+  first.close()
+  data.position = 0
+  multihost.sync_global_devices('saved')
+  report['local'] = same(tier().restore_newest(1), later)
+  report['local data'] = data.position
+  data.position = 0
+  # The disk of process 1 is lost.
+  if index == 1:
+    shutil.rmtree(first.directory)
+  multihost.sync_global_devices('lost')
+  report['lost'] = tier().restore_newest(1) is None
+  report['lost data'] = data.position
+  report['left'] = tier().all_steps()
+  multihost.sync_global_devices('end')
+  print(json.dumps(report))
+
+
+if __name__ == '__main__':
+  main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
