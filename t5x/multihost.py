@@ -55,6 +55,14 @@ def broadcast_verdict(verdict: bool) -> bool:
   return bool(verdict)
 
 
+def broadcast_step(step: int | None) -> int | None:
+  """Returns process 0's step, or None, on every process."""
+  number = np.int32(-1 if step is None else step)
+  if jax.process_count() > 1:
+    number = multihost_utils.broadcast_one_to_all(number)
+  return None if number < 0 else int(number)
+
+
 @contextlib.contextmanager
 def all_or_none(doing: str) -> Iterator[None]:
   """Lets a block fail on every process if it fails on one.

@@ -1,5 +1,6 @@
 """Where a training run starts: resumed, restored, or from scratch."""
 
+import dataclasses
 from typing import Any
 
 from absl import logging
@@ -8,6 +9,7 @@ import jax
 from t5x import checkpoint_config
 from t5x import checkpoint_dirs
 from t5x import checkpoint_reader
+from t5x import multihost
 from t5x import restore_report
 from t5x import restoring
 from t5x import state_matching
@@ -84,11 +86,13 @@ def get_start_state(
     init_rng: for what starts fresh.
     local_tier: saves on local disks, or None; newer ones come first of all.
   """
+  # A file system may show a directory to one host before the others.
+  step = multihost.broadcast_step(checkpoint_dirs.latest_step(model_dir))
   if local_tier is not None:
-    state = local_tier.restore_newest(checkpoint_dirs.latest_step(model_dir))
+    state = local_tier.restore_newest(step)
     if state is not None:
       return state
-  if checkpoint_dirs.latest_step(model_dir) is None:
+  if step is None:
     state = initializer.from_checkpoint_or_scratch(
         [cfg.restore] if cfg.restore else [],
         init_rng=init_rng,
@@ -98,8 +102,12 @@ def get_start_state(
     if report is not None:
       restore_report.write(report, model_dir)
     return state
-  resume_cfg = restoring.resuming(cfg.restore, cfg.save, model_dir)
-  logging.info('Resuming the run in %s.', model_dir)
+  logging.info('Resuming the run in %s at step %d.', model_dir, step)
+  resume_cfg = dataclasses.replace(
+      restoring.resuming(cfg.restore, cfg.save, model_dir),
+      path=checkpoint_dirs.get_checkpoint_dir(model_dir, step),
+      mode='specific',
+  )
   state = initializer.from_checkpoint(
       [resume_cfg], init_rng=init_rng, ds_iter=train_iter
   )
