@@ -1,6 +1,6 @@
 """Arrays of a checkpoint that are read only when someone asks for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import copy
 from typing import Any
 
@@ -15,7 +15,7 @@ class LazyArray:
       shape: tuple[int, ...],
       dtype: Any,
       get_fn: Callable[[], np.ndarray],
-      name: str = '',
+      sources: Sequence[str] = (),
   ):
     """Describes an array without reading it.
 
@@ -23,11 +23,11 @@ class LazyArray:
       shape: its shape.
       dtype: the dtype `get()` returns.
       get_fn: reads it, in any dtype.
-      name: its name in the checkpoint, joined by '/'.
+      sources: the names, in the checkpoint, of the arrays it is read from.
     """
     self.shape = tuple(shape)
     self.dtype = np.dtype(dtype)
-    self.name = name
+    self.sources = tuple(sources)
     self._get_fn = get_fn
 
   @property

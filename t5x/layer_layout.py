@@ -326,7 +326,12 @@ def _split(array: Any, axis: int) -> list[Any]:
   if isinstance(array, _LazyArray):
     source = _ReadOnce(array, axis)
     return [
-        _LazyArray(shape, array.dtype, functools.partial(source.get, i))
+        _LazyArray(
+            shape,
+            array.dtype,
+            functools.partial(source.get, i),
+            array.sources,
+        )
         for i in indexes
     ]
   if isinstance(array, jax.ShapeDtypeStruct):
@@ -341,7 +346,10 @@ def _stack(layers: Sequence[Any], axis: int) -> Any:
   shape = (*like.shape[:axis], len(layers), *like.shape[axis:])
   if any(isinstance(layer, _LazyArray) for layer in layers):
     return _LazyArray(
-        shape, like.dtype, functools.partial(_read_and_stack, layers, axis)
+        shape,
+        like.dtype,
+        functools.partial(_read_and_stack, layers, axis),
+        [s for layer in layers for s in getattr(layer, 'sources', ())],
     )
   if any(isinstance(layer, jax.ShapeDtypeStruct) for layer in layers):
     return jax.ShapeDtypeStruct(shape, like.dtype)

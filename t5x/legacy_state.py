@@ -84,7 +84,7 @@ def _arrays(node: Any, name: str, directory: str) -> Any:
   if isinstance(node, (np.ndarray, np.generic, int, float)):
     array = np.asarray(node)
     return checkpoint_importer.LazyArray(
-        array.shape, array.dtype, lambda: array, name
+        array.shape, array.dtype, lambda: array, [name]
     )
   raise ValueError(
       f'Parameter {name} in {directory} is {node!r}, not an array.'

@@ -26,7 +26,8 @@ class Row:
   Attributes:
     name: its name in the model, or in the checkpoint if nothing uses it.
     shape: its shape.
-    source: its name in the checkpoint where that differs, else empty.
+    source: its name (or names) in the checkpoint where that differs, else
+      empty.
   """
 
   name: str
@@ -109,10 +110,10 @@ def describe(
     if key not in have:
       fresh.append(Row(name, shape))
       continue
-    source = getattr(have[key], 'name', '')
-    if source:
-      used.add(source)
-      restored.append(Row(name, shape, source if source != name else ''))
+    sources = getattr(have[key], 'sources', ())
+    used.update(sources)
+    if sources:
+      restored.append(Row(name, shape, _origin(name, sources)))
     else:
       computed.append(Row(name, shape))
   unused = [
@@ -134,6 +135,15 @@ def write(report: RestoreReport, directory: str) -> None:
   if jax.process_index() == 0:
     file = epath.Path(os.path.join(directory, FILENAME))
     file.write_text('\n'.join(lines) + '\n')
+
+
+def _origin(name: str, sources: Sequence[str]) -> str:
+  """Names what an array was read from, empty for its own name."""
+  if list(sources) == [name]:
+    return ''
+  if len(sources) <= 2:
+    return ', '.join(sources)
+  return f'{sources[0]} … {sources[-1]} ({len(sources)} arrays)'
 
 
 def _counted(rows: Sequence[Row]) -> str:

@@ -31,7 +31,7 @@ class StoredArray(checkpoint_importer.LazyArray):
         getattr(metadata, 'shape', ()),
         metadata.dtype,
         functools.partial(_read_one, directory, path),
-        '/'.join(path),
+        ['/'.join(path)],
     )
     self.directory, self.path = directory, path
 

@@ -49,7 +49,8 @@ class TensorStoreArray(checkpoint_importer.LazyArray):
       shape: its shape.
       dtype: the dtype it is read as, whatever the stored one.
     """
-    super().__init__(shape, dtype, functools.partial(self.read, ...), name)
+    super().__init__(shape, dtype, functools.partial(self.read, ...), [name])
+    self.name = name
     self.spec = spec
 
   def read(self, index: Any) -> np.ndarray:

@@ -17,8 +17,11 @@ from test_checkpoints import state_at
 import tiny_task
 
 from t5x import checkpoint_config
+from t5x import checkpoint_importer
+from t5x import layer_layout
 from t5x import loop
 from t5x import optimizers
+from t5x import restore_report
 
 
 @pytest.fixture(scope='module')
@@ -127,3 +130,25 @@ def test_a_run_that_starts_elsewhere_keeps_the_table(tmp_path):
   # Going on with the run does not overwrite how it began.
   loop.train(**run_kwargs(second, **settings))
   assert (second / 'restored.txt').read_text() == text
+
+
+def test_arrays_joined_from_several_name_them_all():
+  layers = [
+      checkpoint_importer.LazyArray(
+          (2,), np.float32, lambda: np.ones(2), [f'target/layers_{i}/scale']
+      )
+      for i in range(3)
+  ]
+  stored = {
+      'target': {f'layers_{i}': {'scale': x} for i, x in enumerate(layers)}
+  }
+  joined = {'target': {'layers': {'scale': layer_layout._stack(layers, 0)}}}
+  report = restore_report.describe('here', stored, joined, joined)
+  assert not report.unused
+  (row,) = report.restored
+  assert (row.name, row.shape) == ('target/layers/scale', (3, 2))
+  assert row.source == (
+      'target/layers_0/scale … target/layers_2/scale (3 arrays)'
+  )
+  split = layer_layout._split(joined['target']['layers']['scale'], 0)
+  assert split[1].sources == joined['target']['layers']['scale'].sources
