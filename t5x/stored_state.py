@@ -7,6 +7,7 @@ sharding it will have.
 """
 
 from collections.abc import Mapping
+from concurrent import futures
 import dataclasses
 import functools
 from typing import Any
@@ -18,8 +19,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from t5x import checkpoint_importer
+from t5x import tensorstore_array
 
 Path = tuple[str, ...]
+
+# How many arrays in files of their own are read, and held, at once.
+_READERS = 8
 
 
 class StoredArray(checkpoint_importer.LazyArray):
@@ -150,10 +155,16 @@ def load(
   # One stored array may feed several leaves, so reading goes in rounds that
   # name each source once.
   rounds: list[dict[tuple[str, Path], Path]] = []
-  result = {}
+  result = _put_many(
+      {
+          k: leaf
+          for k, leaf in leaves.items()
+          if not isinstance(leaf, StoredArray)
+      },
+      wanted,
+  )
   for path, leaf in leaves.items():
-    if not isinstance(leaf, StoredArray):
-      result[path] = _put(leaf, wanted[path])
+    if path in result:
       continue
     source = (leaf.directory, leaf.path)
     for one in rounds:
@@ -180,6 +191,24 @@ def _restore_args(leaf: StoredArray, want: Wanted) -> ocp.ArrayRestoreArgs:
       sharding=want.sharding,
       global_shape=want.shape,
   )
+
+
+def _put_many(
+    leaves: Mapping[Path, Any], wanted: Mapping[Path, Wanted]
+) -> dict[Path, jax.Array]:
+  """Puts arrays onto the devices; those in files of their own side by side."""
+  result = {}
+  with futures.ThreadPoolExecutor(_READERS) as readers:
+    pending = {
+        path: readers.submit(_put, leaf, wanted[path])
+        for path, leaf in leaves.items()
+        if isinstance(leaf, tensorstore_array.TensorStoreArray)
+    }
+    for path, leaf in leaves.items():
+      if path not in pending:
+        result[path] = _put(leaf, wanted[path])
+    result.update({path: put.result() for path, put in pending.items()})
+  return result
 
 
 def _put(leaf: Any, want: Wanted) -> jax.Array:
