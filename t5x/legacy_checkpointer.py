@@ -126,7 +126,6 @@ class Checkpointer:
     directory = final if is_remote else final + _UNFINISHED
     with multihost.all_or_none('making room for a checkpoint'):
       if jax.process_index() == 0:
-        self._remove_unfinished()
         path = epath.Path(directory)
         if path.exists():
           path.rmtree()
@@ -228,8 +227,10 @@ class Checkpointer:
           dataset_item.PREFIX,
       )
 
-  def _remove_unfinished(self) -> None:
-    """Removes what a killed run left half written."""
+  def remove_unfinished(self) -> None:
+    """Removes what a killed run left half written; for the one that saves."""
+    if jax.process_index() != 0:
+      return
     prefix = checkpoint_dirs.get_checkpoint_prefix()
     pattern = f'{prefix}*{_UNFINISHED}'
     for path in epath.Path(self.checkpoints_dir).glob(pattern):

@@ -27,6 +27,8 @@ class LegacyCheckpointManager:
   ):
     """Makes the checkpointer of either config.
 
+    With a `save_cfg`, what a killed run left half written is removed.
+
     Args:
       save_cfg: how the run saves, or None to save nothing.
       restore_cfg: what it restores, or None.
@@ -65,6 +67,8 @@ class LegacyCheckpointManager:
         dataset_iterator=ds_iter if uses_dataset else None,
         **kwargs,
     )
+    if save_cfg:
+      self._checkpointer.remove_unfinished()
 
   @property
   def restore_report(self) -> restore_report.RestoreReport | None:

@@ -4,14 +4,17 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import inspect
+import os
 from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
 import jax.numpy as jnp
 
 from t5x import checkpoint_config
 from t5x import checkpoint_dirs
+from t5x import checkpoint_utils
 from t5x import legacy_checkpointer
 from t5x import legacy_manager
 from t5x import state_matching
@@ -45,7 +48,8 @@ def get_first_valid_restore_config_and_paths(
     The config and its paths; (None, ()) if none has any.
 
   Raises:
-    ValueError: if a path of mode 'latest' or 'all' is no directory.
+    ValueError: if a path of mode 'latest' or 'all' is no directory, or is a
+      checkpoint itself.
   """
   for cfg in restore_cfgs:
     paths = []
@@ -60,12 +64,32 @@ def get_first_valid_restore_config_and_paths(
             "mode = 'specific'."
         )
       steps = checkpoint_dirs.all_steps(path)
+      if not steps:
+        _check_no_checkpoint_itself(path, cfg.mode)
+        logging.warning('No checkpoint in %s: nothing restored.', path)
       if cfg.mode == 'latest':
         steps = steps[-1:]
       paths += [checkpoint_dirs.get_checkpoint_dir(path, s) for s in steps]
     if paths:
       return cfg, paths
   return None, ()
+
+
+def _check_no_checkpoint_itself(path: str, mode: str) -> None:
+  """Refuses a checkpoint in place of the directory that holds it.
+
+  Raises:
+    ValueError: saying which mode it needs.
+  """
+  try:
+    checkpoint_utils.detect_checkpoint_type(path)
+  except FileNotFoundError:
+    return
+  raise ValueError(
+      f'RestoreCheckpointConfig.path {path!r} is one checkpoint, but mode '
+      f"{mode!r} looks for checkpoints in a directory. Set mode = 'specific', "
+      f'or path = {os.path.dirname(path)!r}.'
+  )
 
 
 def get_fallback_state(

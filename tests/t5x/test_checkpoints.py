@@ -303,6 +303,8 @@ def test_modes_choose_the_checkpoints(tmp_path):
   assert find([checkpoint_config.RestoreCheckpointConfig([])]) == (None, ())
   with pytest.raises(ValueError, match='is no directory'):
     find([restore_cfg(tmp_path / 'nowhere')])
+  with pytest.raises(ValueError, match="one checkpoint.*mode = 'specific'"):
+    find([restore_cfg(tmp_path / 'checkpoint_4')])
   with pytest.raises(ValueError, match='found 2'):
     make().from_checkpoint([cfgs[1]])
   steps = [int(s.step) for s, _ in make().from_checkpoints([cfgs[1]])]

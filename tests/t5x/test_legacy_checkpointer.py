@@ -186,6 +186,7 @@ def test_old_ones_go_pinned_ones_stay_and_nothing_unfinished_counts(tmp_path):
   for step in (2, 3, 4):
     c.save(state_at(step))
   assert c.all_steps() == [1, 3, 4]
+  c.remove_unfinished()
   assert not (tmp_path / 'checkpoint_9.tmp').exists()
 
 
@@ -245,6 +246,7 @@ def test_the_manager_follows_its_configs(tmp_path):
   restore_cfg = checkpoint_config.RestoreCheckpointConfig(
       str(tmp_path), dtype='float32'
   )
+  (tmp_path / 'checkpoint_9.tmp').mkdir()
   init = make()
   none, m = utils.create_checkpoint_manager_and_restore(
       init,
@@ -258,6 +260,7 @@ def test_the_manager_follows_its_configs(tmp_path):
   )
   assert none is None
   assert isinstance(m, utils.LegacyCheckpointManager)
+  assert not (tmp_path / 'checkpoint_9.tmp').exists()
   saved = [s for s in range(1, 5) if m.save(state_at(s), force=False)]
   assert saved == [2, 3, 4]
   assert m.all_steps() == [3, 4]
