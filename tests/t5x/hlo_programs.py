@@ -5,7 +5,9 @@ fixed when JAX starts.
 """
 
 import json
+import math
 
+from flax.core import spmd
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
@@ -13,6 +15,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from t5x import hlo_costs
+from t5x import hlo_text
+from t5x.examples.t5 import dense
 
 MESH = jax.make_mesh(
     (4, 2), ('data', 'model'), axis_types=(AxisType.Auto, AxisType.Auto)
@@ -67,6 +71,29 @@ def until_small(x, w):
   )
 
 
+def largest_lookup():
+  """Elements of the largest array of a lookup whose table is cut over `data`."""
+  embed = dense.Embed(64, 16, one_hot=True)
+  rules = (('batch', 'data'), ('vocab', 'model'), ('embed', 'data'))
+
+  def lookup(table, tokens):
+    return embed.apply({'params': {'embedding': table}}, tokens)
+
+  tokens = jax.ShapeDtypeStruct(
+      (8, 32), jnp.int32, sharding=NamedSharding(MESH, P('data'))
+  )
+  table = placed((64, 16), 'model', 'data')
+  with jax.set_mesh(MESH), spmd.logical_axis_rules(rules):
+    compiled = jax.jit(lookup).lower(table, tokens).compile()
+  module = hlo_text.parse(compiled.as_text())
+  return max(
+      math.prod(array.dims)
+      for computation in module.computations.values()
+      for instruction in computation.instructions.values()
+      for array in instruction.arrays
+  )
+
+
 def main() -> None:
   """Prints the costs of each program."""
   x = placed((8, 16), 'data')
@@ -102,6 +129,7 @@ def main() -> None:
       out_specs=P('data'),
   )
   report['all_to_all'] = costs(swap, placed((16, 16), 'data'))
+  report['largest_lookup'] = largest_lookup()
   print(json.dumps(report))
 
 

@@ -65,6 +65,11 @@ def test_collectives_count_once_a_trip(
   ]
 
 
+def test_a_lookup_with_products_stays_cut_over_the_batch(report):
+  # 2 of 8 rows of 32 tokens, and half of 64 columns; not the whole batch.
+  assert report['largest_lookup'] == 2 * 32 * 32
+
+
 def test_nested_loops_multiply_their_flops(report):
   layer = 2 * (2 * 8 * 16)
   assert report['scanned']['flops'] == 5 * layer

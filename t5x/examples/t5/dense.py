@@ -203,6 +203,12 @@ class Embed(nn.Module):
     columns = jnp.arange(self.num_embeddings, dtype=inputs.dtype)
     columns = columns.reshape((1,) * inputs.ndim + (-1,))
     one_hot = jnp.asarray(inputs[..., None] == columns, self.dtype)
+    if inputs.ndim == 2:
+      # Else a table that is cut over the data axis makes each device hold the
+      # whole batch here.
+      one_hot = spmd.with_logical_constraint(
+          one_hot, ('batch', 'length', 'vocab')
+      )
     return jnp.dot(one_hot, table)
 
   def attend(self, query: Array) -> Array:
