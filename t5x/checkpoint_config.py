@@ -72,6 +72,11 @@ class SaveCheckpointConfig:
           'SaveCheckpointConfig.local_directory must be on the machine itself, '
           f'got {self.local_directory!r}.'
       )
+    if self.local_period and not self.is_on:
+      raise ValueError(
+          'SaveCheckpointConfig.local_period needs durable saves behind it: set '
+          'period or checkpoint_steps.'
+      )
     if self.local_keep < 1:
       raise ValueError(
           'SaveCheckpointConfig.local_keep must be at least 1, got '

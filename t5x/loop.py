@@ -148,7 +148,11 @@ def train(
     )
 
   has_eval = bool(train_eval_dataset_cfg or infer_eval_dataset_cfg)
-  plan_from(checkpoint_dirs.latest_step(model_dir) or 0, has_eval)
+  # A dry run looks at no other run's files.
+  looked_at = (
+      checkpoint_config.CheckpointConfig() if dry_run else checkpoint_cfg
+  )
+  plan_from(start_state.get_likely_step(looked_at, model_dir), has_eval)
   if use_hardware_rng or random_seed is None:
     multihost.set_hardware_rng_ops()
   if random_seed is None:

@@ -36,6 +36,34 @@ def check_checkpoint_cfg(cfg: checkpoint_config.CheckpointConfig) -> None:
     )
 
 
+def get_likely_step(
+    cfg: checkpoint_config.CheckpointConfig, model_dir: str
+) -> int:
+  """Tells the step a run will start at, from the names of directories alone.
+
+  A plan that cannot hold is thus refused before anything large is read.
+
+  Args:
+    cfg: the run's checkpoints; transformation functions may change the step.
+    model_dir: the run's directory; its last checkpoint comes first.
+
+  Raises:
+    ValueError: if the restore config's path is no place of checkpoints.
+  """
+  step = checkpoint_dirs.latest_step(model_dir)
+  if step is not None:
+    return step
+  if cfg.restore is None or cfg.restore.state_transformation_fns:
+    return 0
+  _, paths = restoring.get_first_valid_restore_config_and_paths([cfg.restore])
+  if not paths:
+    return 0
+  try:
+    return checkpoint_dirs.get_step_from_checkpoint_dir(paths[0])[1]
+  except ValueError:  # a file or a directory of another name
+    return 0
+
+
 def check_same_model(
     train_state_shape: Any,
     cfg: checkpoint_config.CheckpointConfig,

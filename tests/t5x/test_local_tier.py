@@ -82,8 +82,14 @@ def test_configs_tell_what_is_missing():
       ({'local_period': 3}, 'come together'),
       ({'local_directory': '/x'}, 'come together'),
       ({'local_period': 3, 'local_directory': 'gs://x'}, 'on the machine'),
+      ({'local_period': 3, 'local_directory': '/x'}, 'durable saves'),
       (
-          {'local_period': 3, 'local_directory': '/x', 'local_keep': 0},
+          {
+              'period': 9,
+              'local_period': 3,
+              'local_directory': '/x',
+              'local_keep': 0,
+          },
           'at least 1',
       ),
   ):

@@ -132,6 +132,18 @@ def test_a_run_that_starts_elsewhere_keeps_the_table(tmp_path):
   assert (second / 'restored.txt').read_text() == text
 
 
+def test_too_few_steps_are_refused_before_anything_is_read(tmp_path):
+  # Names alone tell: there is nothing to read.
+  (tmp_path / 'first/checkpoint_70').mkdir(parents=True)
+  restore = checkpoint_config.RestoreCheckpointConfig(str(tmp_path / 'first'))
+  with pytest.raises(
+      ValueError,
+      match='end at step 4 but starts at step 70(.|\n)*TRAIN_STEPS_RELATIVE',
+  ):
+    loop.train(**run_kwargs(tmp_path / 'second', restore=restore))
+  assert not (tmp_path / 'second').exists()
+
+
 def test_arrays_joined_from_several_name_them_all():
   layers = [
       checkpoint_importer.LazyArray(
