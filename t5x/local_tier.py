@@ -164,7 +164,15 @@ class LocalTier:
     """Waits for the save in the background; raises what went wrong in it."""
     if self._pending is not None:
       pending, self._pending = self._pending, None
-      pending.result()
+      try:
+        pending.result()
+      except OSError as error:
+        raise OSError(
+            error.errno,
+            f'A local save in {self.directory} could not be written: {error}. '
+            'Durable checkpoints are as they were. Make room, or set '
+            'SaveCheckpointConfig.local_period and local_directory to None.',
+        ) from error
 
   def close(self) -> None:
     """Finishes the save in the background and ends its thread."""

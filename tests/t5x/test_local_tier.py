@@ -1,5 +1,6 @@
 """Saves on local disks: written often, taken only if all have them whole."""
 
+import errno
 import pathlib
 
 from hypothesis import given
@@ -197,6 +198,23 @@ def test_a_disk_that_is_gone_means_the_durable_one(tmp_path, losses):
   run.disk.rename(tmp_path / 'gone')
   run.train()
   assert run.started_at() == 5
+  assert run.losses() == losses
+
+
+def test_a_full_disk_ends_the_run_with_its_name(tmp_path, monkeypatch, losses):
+  run = Run(tmp_path)
+  write = local_parts.write
+
+  def full(path, parts, about):
+    if path.endswith('step_6.tmp/state.npz'):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    write(path, parts, about)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(local_parts, 'write', full)
+    with pytest.raises(OSError, match=f'{run.disk}.*No space(.|\n)*None'):
+      run.train()
+  run.train()
   assert run.losses() == losses
 
 
