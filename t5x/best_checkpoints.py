@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 import dataclasses
+import functools
 import math
 import os
 from typing import Any
 
 from absl import logging
 from etils import epath
-from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.backend.event_processing import directory_watcher
+from tensorboard.backend.event_processing import event_file_loader
+from tensorboard.backend.event_processing import io_wrapper
 from tensorboard.util import tensor_util
 
 from t5x import checkpoint_utils
@@ -98,30 +101,44 @@ def read_metrics(
     run = os.path.join(directory, *parts[:split])
     if epath.Path(run).is_dir():
       break
-  tag = '/'.join(parts[split:])
-  # 0 keeps every event; the default is a sample.
-  events = event_accumulator.EventAccumulator(
-      run, size_guidance={'scalars': 0, 'tensors': 0}
-  )
-  events.Reload()
-  kinds = events.Tags()
-  found = {}
-  for name in (tag, f'eval/{tag}'):
-    if name in kinds['scalars']:
-      found = {event.step: event.value for event in events.Scalars(name)}
-    elif name in kinds['tensors']:
-      found = {
-          event.step: tensor_util.make_ndarray(event.tensor_proto).item()
-          for event in events.Tensors(name)
-      }
-    if found:
-      break
-  known = [*kinds['scalars'], *kinds['tensors']]
-  if known and not found:
-    logging.warning(
-        'No scalar %r in %s to choose the best checkpoints by; it has %s.',
-        tag,
+  found = _get_reader(run, '/'.join(parts[split:])).read()
+  return {step: found[step] for step in steps if step in found}
+
+
+@functools.lru_cache(maxsize=16)
+def _get_reader(run: str, tag: str) -> '_ScalarReader':
+  """Returns the reader that remembers what it has read before."""
+  return _ScalarReader(run, tag)
+
+
+class _ScalarReader:
+  """Follows one scalar of a TensorBoard run, reading each event once."""
+
+  def __init__(self, run: str, tag: str):
+    self._run, self._tag = run, tag
+    self._events = directory_watcher.DirectoryWatcher(
         run,
-        ', '.join(sorted(known)),
+        event_file_loader.EventFileLoader,
+        io_wrapper.IsTensorFlowEventsFile,
     )
-  return {step: float(found[step]) for step in steps if step in found}
+    self._values: dict[int, float] = {}
+    self._other_tags: set[str] = set()
+
+  def read(self) -> dict[int, float]:
+    """Returns the values so far by step; the last writing of a step counts."""
+    wanted = (self._tag, f'eval/{self._tag}')
+    for event in self._events.Load():
+      for value in event.summary.value:
+        if value.tag in wanted:
+          number = tensor_util.make_ndarray(value.tensor).item()
+          self._values[event.step] = float(number)
+        else:
+          self._other_tags.add(value.tag)
+    if self._other_tags and not self._values:
+      logging.warning(
+          'No scalar %r in %s to choose the best checkpoints by; it has %s.',
+          self._tag,
+          self._run,
+          ', '.join(sorted(self._other_tags)),
+      )
+    return self._values

@@ -231,3 +231,15 @@ def test_tags_of_seqio_may_go_without_their_prefix(tmp_path, caplog):
     assert read('inference_eval/task/blue', [1]) == {}
   assert "No scalar 'blue'" in caplog.text
   assert 'eval/bleu' in caplog.text
+
+
+def test_scalars_that_are_written_later_are_seen(tmp_path):
+  run = tmp_path / 'train'
+  read = functools.partial(
+      best_checkpoints.read_metrics, str(tmp_path), 'train/loss'
+  )
+  write_scalars(run, {1: 0.5, 2: 0.25})
+  assert read([1, 2, 3]) == {1: 0.5, 2: 0.25}
+  # A run that went on from step 1 writes a file of its own.
+  write_scalars(run, {2: 0.75, 3: 0.125})
+  assert read([1, 2, 3]) == {1: 0.5, 2: 0.75, 3: 0.125}
