@@ -8,6 +8,7 @@ from absl import logging
 import jax
 
 from t5x import checkpoint_config
+from t5x import checkpoint_managers
 from t5x import restore_report
 from t5x import restoring
 from t5x import stored_state
@@ -137,7 +138,7 @@ class TrainStateInitializer:
         restore_cfgs
     )
     for path in paths:
-      manager = restoring.create_orbax_checkpoint_manager(
+      manager = checkpoint_managers.create_orbax_checkpoint_manager(
           restore_cfg=cfg,
           train_state=self.global_train_state_shape,
           partitioner=self._partitioner,
@@ -215,7 +216,7 @@ def create_checkpoint_manager_and_restore(
   Returns:
     The train state (None without a path) and the manager.
   """
-  manager = restoring.create_checkpoint_manager(
+  manager = checkpoint_managers.create_checkpoint_manager(
       use_orbax=use_orbax,
       save_cfg=save_checkpoint_cfg,
       restore_cfg=restore_checkpoint_cfg,

@@ -20,6 +20,7 @@ import seqio
 from t5x import batches
 from t5x import checkpoint_config
 from t5x import checkpoint_dirs
+from t5x import checkpoint_managers
 from t5x import datasets
 from t5x import dry_run as dry_run_lib
 from t5x import initializer as initializer_lib
@@ -29,7 +30,6 @@ from t5x import model_info
 from t5x import multihost
 from t5x import periodic_evaluation
 from t5x import progress as progress_lib
-from t5x import restoring
 from t5x import start_state
 from t5x import step_plan
 from t5x import step_profile
@@ -255,7 +255,7 @@ def train(
     closing.callback(trainer.close)
     manager = None
     if save_cfg:
-      manager = restoring.create_checkpoint_manager(
+      manager = checkpoint_managers.create_checkpoint_manager(
           use_orbax=use_orbax,
           save_cfg=save_cfg,
           train_state=train_state_shape,

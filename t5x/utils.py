@@ -9,6 +9,7 @@ from t5x.batches import prepare_train_iter
 from t5x.checkpoint_config import CheckpointConfig
 from t5x.checkpoint_config import RestoreCheckpointConfig
 from t5x.checkpoint_config import SaveCheckpointConfig
+from t5x.checkpoint_managers import create_orbax_checkpoint_manager
 from t5x.datasets import DatasetConfig
 from t5x.datasets import get_dataset
 from t5x.datasets import get_training_eval_datasets
@@ -26,7 +27,6 @@ from t5x.multihost import get_local_data
 from t5x.multihost import multihost_assert_equal
 from t5x.multihost import set_hardware_rng_ops
 from t5x.multihost import sync_global_devices
-from t5x.restoring import create_orbax_checkpoint_manager
 from t5x.restoring import get_fallback_state
 from t5x.restoring import get_first_valid_restore_config_and_paths
 from t5x.restoring import restore

@@ -11,6 +11,7 @@ import tiny_task
 
 from t5x import best_checkpoints
 from t5x import checkpoint_config
+from t5x import checkpoint_managers
 from t5x import checkpoint_utils
 from t5x import checkpoints
 from t5x import initializer
@@ -326,7 +327,7 @@ def test_best_settings_may_hang_on_either_class(tmp_path):
           checkpoints.OrbaxCheckpointManagerInterface, metric_mode='min'
       ),
   )
-  m = restoring.create_orbax_checkpoint_manager(
+  m = checkpoint_managers.create_orbax_checkpoint_manager(
       save_cfg=cfg,
       train_state=make().global_train_state_shape,
       partitioner=partitioner(),

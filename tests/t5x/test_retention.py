@@ -18,9 +18,9 @@ from test_checkpoints import state_at
 import gin
 from t5x import best_checkpoints
 from t5x import checkpoint_config
+from t5x import checkpoint_managers
 from t5x import checkpoint_utils
 from t5x import checkpoints
-from t5x import restoring
 from t5x import retention
 
 VALUES = st.one_of(st.none(), st.sampled_from([-1.5, 0.0, 0.5, np.nan]))
@@ -189,7 +189,7 @@ def test_best_settings_are_honoured_in_every_form(
   else:
     cls = form(form(base, **BEST), keep=1)
   cfg = checkpoint_config.SaveCheckpointConfig(period=1, **{where: cls})
-  m = restoring.create_orbax_checkpoint_manager(
+  m = checkpoint_managers.create_orbax_checkpoint_manager(
       save_cfg=cfg,
       train_state=make().global_train_state_shape,
       partitioner=partitioner(),
@@ -207,7 +207,7 @@ def test_the_class_alone_brings_its_own_defaults(tmp_path):
       keep=1, checkpointer_cls=checkpoints.SaveBestCheckpointer
   )
   write_scalars(tmp_path / 'train', {1: 0.9, 2: 0.1}, 'accuracy')
-  m = restoring.create_orbax_checkpoint_manager(
+  m = checkpoint_managers.create_orbax_checkpoint_manager(
       save_cfg=cfg,
       train_state=make().global_train_state_shape,
       partitioner=partitioner(),
