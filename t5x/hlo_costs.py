@@ -13,12 +13,11 @@ scratchpad cost nothing.
 
 from collections.abc import Iterable
 import dataclasses
-import math
-import re
+import functools
 
+from t5x import hlo_flops
 from t5x import hlo_loops
 from t5x import hlo_text
-from t5x import matmul_flops
 from t5x.hlo_collectives import Collective
 from t5x.hlo_collectives import collective_of
 
@@ -39,7 +38,9 @@ _FREE = frozenset(
     }
 )
 
-_WINDOW = re.compile(r'window=\{([^}]*)\}')
+# They mark the two ends of an asynchronous collective inside fusions.
+_ASYNC_START = 'custom_call_target="AsyncCollectiveStart"'
+_ASYNC_DONE = 'custom_call_target="AsyncCollectiveDone"'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +93,34 @@ def count(text: str, num_devices: int = 1) -> Costs:
 
 @dataclasses.dataclass(frozen=True)
 class _Counter:
+  """Counts what computations of a module cost.
+
+  Attributes:
+    module: the program.
+    num_devices: over how many it is partitioned.
+  """
+
   module: hlo_text.Module
   num_devices: int
 
+  @functools.cached_property
+  def starts(self) -> dict[str, set[str]]:
+    """Computations that start an asynchronous collective, by its channel."""
+    starts: dict[str, set[str]] = {}
+    for computation in self.module.computations.values():
+      instructions = computation.instructions.values()
+      if any(_ASYNC_START in i.attributes for i in instructions):
+        for instruction in instructions:
+          if instruction.channel:
+            starts.setdefault(instruction.channel, set()).add(computation.name)
+    return starts
+
   def computation(self, computation: hlo_text.Computation) -> Costs:
     """Costs of running a computation once."""
-    total, channels = Costs(), set()
+    total = Costs()
     for instruction in computation.instructions.values():
       total += self._instruction(computation, instruction)
-      found = self._collectives(computation, instruction, channels)
+      found = self._collectives(computation, instruction)
       total += Costs(collectives=tuple((c, 1.0) for c in found))
     return total
 
@@ -147,27 +167,33 @@ class _Counter:
       self,
       computation: hlo_text.Computation,
       instruction: hlo_text.Instruction,
-      channels: set[tuple[Collective, str]],
   ) -> list[Collective]:
     """Collectives of an instruction, and of what is fused into it.
 
-    TPUs fuse the start, the middle and the end of an asynchronous collective
-    into other work; all name the same channel and count once.
+    TPUs fuse the parts of an asynchronous collective into other work, some into
+    the loops that run meanwhile. All name one channel; the start counts.
     """
     found = []
     collective = collective_of(computation, instruction, self.num_devices)
-    if collective is not None:
-      seen = collective, instruction.channel
-      if instruction.channel and seen in channels:
-        return []
-      channels.add(seen)
+    if collective is not None and not self._goes_on(computation, instruction):
       found.append(collective)
     if instruction.opcode == 'fusion':
       for name in instruction.called:
         called = self.module.computations[name]
         for inner in called.instructions.values():
-          found += self._collectives(called, inner, channels)
+          found += self._collectives(called, inner)
     return found
+
+  def _goes_on(
+      self,
+      computation: hlo_text.Computation,
+      instruction: hlo_text.Instruction,
+  ) -> bool:
+    """Whether an instruction is a later part of an asynchronous collective."""
+    if instruction.opcode == 'custom-call':
+      return _ASYNC_DONE in instruction.attributes
+    starts = self.starts.get(instruction.channel)
+    return starts is not None and computation.name not in starts
 
   # ---- Matrix work ----------------------------------------------------------
 
@@ -182,11 +208,7 @@ class _Counter:
           for name in instruction.called
           for inner in self.module.computations[name].instructions.values()
       )
-    if instruction.opcode == 'dot':
-      return _dot_flops(computation, instruction)
-    if instruction.opcode == 'convolution':
-      return _convolution_flops(computation, instruction)
-    return 0.0
+    return hlo_flops.flops_of(computation, instruction)
 
   # ---- Memory traffic -------------------------------------------------------
 
@@ -246,6 +268,8 @@ class _Counter:
         needed += _num_bytes(user.arrays)
       elif user.opcode == 'dynamic-update-slice' and place == 0:
         continue
+      elif self._goes_on(computation, user):
+        continue
       elif user.opcode == 'bitcast':
         needed += self._read_bytes(computation, user, arrays)
       elif user.opcode == 'fusion':
@@ -271,7 +295,7 @@ class _Counter:
           for name, array in zip(root.operands, arrays)
       )
     whole = _hbm_bytes(arrays)
-    if root.opcode == 'parameter':
+    if root.opcode == 'parameter' or self._goes_on(computation, root):
       return 0.0
     if root.opcode == 'bitcast':
       source = computation.instructions[root.operands[0]]
@@ -291,56 +315,3 @@ def _num_bytes(arrays: Iterable[hlo_text.Array]) -> int:
 
 def _hbm_bytes(arrays: Iterable[hlo_text.Array]) -> int:
   return sum(array.num_bytes for array in arrays if array.space == 0)
-
-
-def _sizes(instruction: hlo_text.Instruction, name: str) -> list[int]:
-  """Returns an attribute such as `lhs_contracting_dims={1,2}`."""
-  match = re.search(rf'\b{name}=\{{([\d,]*)\}}', instruction.attributes)
-  return [int(n) for n in match[1].split(',') if n] if match else []
-
-
-def _dot_flops(
-    computation: hlo_text.Computation, dot: hlo_text.Instruction
-) -> float:
-  lhs = computation.operand_arrays(dot)[0].dims
-  contracted = math.prod(lhs[d] for d in _sizes(dot, 'lhs_contracting_dims'))
-  return 2.0 * contracted * math.prod(dot.arrays[0].dims)
-
-
-def _convolution_flops(
-    computation: hlo_text.Computation, convolution: hlo_text.Instruction
-) -> float:
-  """TPUs write every product as a convolution, batches as dilated windows."""
-  lhs, rhs = (a.dims for a in computation.operand_arrays(convolution)[:2])
-  out = convolution.arrays[0].dims
-  labels = convolution.attribute('dim_labels')
-  inputs, kernel, outputs = re.split('_|->', labels)
-  window = _window(convolution)
-  pairs = 1
-  for spatial in sorted(set(inputs) - set('bf')):
-    place = int(spatial)
-    pairs *= matmul_flops.meeting_pairs(
-        size=lhs[inputs.index(spatial)],
-        kernel=rhs[kernel.index(spatial)],
-        out=out[outputs.index(spatial)],
-        stride=window.get('stride', {}).get(place, 1),
-        padding=window.get('pad', {}).get(place, 0),
-        dilation=window.get('lhs_dilate', {}).get(place, 1),
-        kernel_dilation=window.get('rhs_dilate', {}).get(place, 1),
-    )
-  plane = out[outputs.index('b')] * out[outputs.index('f')]
-  return 2.0 * pairs * plane * rhs[kernel.index('i')]
-
-
-def _window(convolution: hlo_text.Instruction) -> dict[str, dict[int, int]]:
-  """Returns settings by spatial dimension; of padding, what stands before."""
-  match = _WINDOW.search(convolution.attributes)
-  return {
-      name: {
-          place: int(part.split('_')[0])
-          for place, part in enumerate(value.split('x'))
-      }
-      for name, value in (
-          item.split('=') for item in (match[1].split() if match else ())
-      )
-  }

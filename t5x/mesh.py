@@ -203,7 +203,17 @@ def _multi_slice_mesh(
         # 8 x 2 chips of a 4 x 4 slice: one of its dimensions is cut in two.
         allow_split_physical_axes=True,
     )
-  return _make_mesh(grid, ('replica', 'data', 'model'))
+  mesh = _make_mesh(grid, ('replica', 'data', 'model'))
+  try:
+    _ = mesh.local_mesh
+  except ValueError as error:
+    raise ValueError(
+        f'ici_mesh_shape {tuple(ici_mesh_shape)} and dcn_mesh_shape'
+        f' {tuple(dcn_mesh_shape)} scatter the devices of a host over the mesh;'
+        ' its part of a batch must be one block. Take sizes that are products'
+        ' of the dimensions of a slice.'
+    ) from error
+  return mesh
 
 
 def default_mesh(

@@ -194,6 +194,58 @@ def test_asynchronous_parts_of_a_collective_count_once(tpu_costs):
   )
 
 
+def test_a_collective_that_goes_on_in_an_inner_loop_counts_once():
+  """The middle part is fused into other work, every trip of a loop."""
+  costs = hlo_costs.count(
+      """
+%start (p.0: bf16[128,512]) -> (bf16[128,512], bf16[512,512]) {
+  %p.0 = bf16[128,512]{1,0} parameter(0)
+  %all-gather.1 = bf16[512,512]{1,0} all-gather(%p.0), channel_id=5, replica_groups=[4,4]<=[16], dimensions={0}, use_global_device_ids=true
+  ROOT %custom-call.1 = (bf16[128,512]{1,0}, bf16[512,512]{1,0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%middle (p.1: bf16[128,512], p.2: bf16[512,512]) -> (bf16[128,512], bf16[512,512]) {
+  %p.1 = bf16[128,512]{1,0} parameter(0)
+  %p.2 = bf16[512,512]{1,0} parameter(1)
+  %all-gather.2 = bf16[512,512]{1,0} all-gather(%p.1), channel_id=5, replica_groups=[4,4]<=[16], dimensions={0}, use_global_device_ids=true
+  ROOT %pair = (bf16[128,512]{1,0}, bf16[512,512]{1,0}) tuple(%p.1, %all-gather.2)
+}
+
+%body (c: (s32[], bf16[128,512], bf16[512,512])) -> (s32[], bf16[128,512], bf16[512,512]) {
+  %c = (s32[], bf16[128,512]{1,0}, bf16[512,512]{1,0}) parameter(0)
+  %a = bf16[128,512]{1,0} get-tuple-element(%c), index=1
+  %b = bf16[512,512]{1,0} get-tuple-element(%c), index=2
+  %i = s32[] get-tuple-element(%c), index=0
+  %on = (bf16[128,512]{1,0}, bf16[512,512]{1,0}) fusion(%a, %b), kind=kOutput, calls=%middle
+  %a.1 = bf16[128,512]{1,0} get-tuple-element(%on), index=0
+  %b.1 = bf16[512,512]{1,0} get-tuple-element(%on), index=1
+  ROOT %t = (s32[], bf16[128,512]{1,0}, bf16[512,512]{1,0}) tuple(%i, %a.1, %b.1)
+}
+
+%condition (d: (s32[], bf16[128,512], bf16[512,512])) -> pred[] {
+  %d = (s32[], bf16[128,512]{1,0}, bf16[512,512]{1,0}) parameter(0)
+  ROOT %go = pred[] constant(true)
+}
+
+ENTRY %main (q: bf16[128,512], n: s32[]) -> bf16[512,512] {
+  %q = bf16[128,512]{1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %begun = (bf16[128,512]{1,0}, bf16[512,512]{1,0}) fusion(%q), kind=kCustom, calls=%start
+  %x = bf16[128,512]{1,0} get-tuple-element(%begun), index=0
+  %y = bf16[512,512]{1,0} get-tuple-element(%begun), index=1
+  %first = (s32[], bf16[128,512]{1,0}, bf16[512,512]{1,0}) tuple(%n, %x, %y)
+  %while = (s32[], bf16[128,512]{1,0}, bf16[512,512]{1,0}) while(%first), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"8"}}
+  ROOT %z = bf16[512,512]{1,0} get-tuple-element(%while), index=2
+}
+""",
+      16,
+  )
+  ((found, count),) = costs.collectives
+  assert (found.kind, found.num_bytes, count) == ('all-gather', 2**19, 1)
+  # Its shard and its result, once.
+  assert costs.hbm_bytes <= 2 * (2 * 128 * 512) + 2**19
+
+
 def test_only_what_leaves_the_main_memory_counts(tpu_costs):
   sliced = TRIPS * 2 * 128 * 512
   scattered = 2 * 512 * 512 + 2 * 128 * 512

@@ -88,6 +88,16 @@ def test_several_slices_need_a_mesh_of_their_own():
   assert {d.slice_index for d in mesh.devices[1].flat} == {1}
 
 
+def test_a_mesh_that_scatters_a_host_says_so():
+  with pytest.raises(ValueError, match='products of the dimensions'):
+    mesh_lib.default_mesh(
+        1,
+        ici_mesh_shape=(2, 32, 1),
+        dcn_mesh_shape=(1, 1, 1),
+        devices=devices(8, 8),
+    )
+
+
 def test_a_step_is_traced_for_the_platform_of_its_mesh():
   assert mesh_lib.platform() == 'cpu'
   device = jax.sharding.AbstractDevice(
