@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import two_processes
 
 from t5x import checkpoints
 from t5x import stored_state
@@ -44,11 +45,26 @@ def run_once(directory):
   return [(p.returncode, *o) for p, o in zip(started, outputs)]
 
 
+def save_alone(directory):
+  """Saves the same state in both layouts, in this process."""
+  partitioner = two_processes.make_partitioner()
+  state = two_processes.make_state(partitioner)
+  manager = checkpoints.OrbaxCheckpointManagerInterface(
+      str(directory / 'orbax'), state, partitioner
+  )
+  manager.save(state)
+  manager.close()
+  checkpoints.Checkpointer(state, partitioner, str(directory / 'legacy')).save(
+      state
+  )
+
+
 @pytest.fixture(scope='module')
 def both(tmp_path_factory):
   """What both processes report, and where they saved."""
   for _ in range(3):
     directory = tmp_path_factory.mktemp('two')
+    save_alone(directory / 'one')
     results = run_once(directory)
     # Another program may have taken the port in between.
     if not any('address already in use' in err.lower() for *_, err in results):
@@ -63,11 +79,18 @@ def test_what_two_processes_wrote_one_reads(both):
   reports, directory = both
   assert [r['devices'] for r in reports] == [4, 4]
   assert [r['legacy'] for r in reports] == [True, True]
-  stored = checkpoints.load_t5x_checkpoint(str(directory / 'run'))
-  for path, leaf in stored_state.flatten(stored).items():
-    np.testing.assert_array_equal(
-        leaf.astype(float), reports[0]['whole']['/'.join(path)]
-    )
+  for name in ('run', 'orbax'):
+    stored = checkpoints.load_t5x_checkpoint(str(directory / name), step=1)
+    for path, leaf in stored_state.flatten(stored).items():
+      np.testing.assert_array_equal(
+          leaf.astype(float), reports[0]['whole']['/'.join(path)]
+      )
+
+
+def test_what_one_process_wrote_two_read(both):
+  reports, _ = both
+  for layout in ('orbax', 'legacy'):
+    assert [r[f'one {layout}'] for r in reports] == [True, True]
 
 
 def test_every_data_shard_keeps_its_own_place(both):

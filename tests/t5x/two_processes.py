@@ -35,8 +35,18 @@ class Data:
     self.position = int(filename.read_text())
 
 
+def make_partitioner():
+  """Parameters over both axes of all devices."""
+  return partitioning.PjitPartitioner(
+      num_partitions=1,
+      logical_axis_rules=partitioning.standard_logical_axis_rules(
+          parameter_partitioning_dims=2
+      ),
+  )
+
+
 def make_state(partitioner):
-  """A state of step 1 whose parameters lie on both processes."""
+  """A state of step 1 over all devices of a mesh."""
   model = tiny_regression.Regression(tiny_regression.optimizer())
   state = tiny_regression.state(model)
   axes = partitioner.get_mesh_axes(state)
@@ -68,12 +78,7 @@ def error(call):
 def main(port, index, directory):
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(f'127.0.0.1:{port}', 2, index)
-  partitioner = partitioning.PjitPartitioner(
-      num_partitions=1,
-      logical_axis_rules=partitioning.standard_logical_axis_rules(
-          parameter_partitioning_dims=2
-      ),
-  )
+  partitioner = make_partitioner()
   state = make_state(partitioner)
   shape = jax.eval_shape(lambda: state)
   report = {'devices': jax.device_count()}
@@ -95,6 +100,20 @@ def main(port, index, directory):
   data.position = 0
   report['legacy'] = same(legacy.restore(1), state)
   report['legacy data'] = data.position
+
+  # Orbax: theirs, and what one process wrote.
+  def orbax(name, **kwargs):
+    return checkpoints.OrbaxCheckpointManagerInterface(
+        f'{directory}/{name}', shape, partitioner, **kwargs
+    )
+
+  manager = orbax('orbax')
+  manager.save(state)
+  manager.close()
+  for layout in ('orbax', 'legacy'):
+    reader = orbax(f'one/{layout}', read_only=True)
+    report[f'one {layout}'] = same(reader.restore(1), state)
+    reader.close()
 
   # A disk that is full on one of them.
   write_arrays = legacy_writer.write_arrays
