@@ -6,7 +6,8 @@ in the background into a directory of another name and renames it at the end,
 so a job may be killed at any moment and leaves only whole checkpoints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import functools
 import os
 from typing import Any
 
@@ -127,6 +128,11 @@ class OrbaxCheckpointManagerInterface:
     options.best_mode = metric_mode
     options.keep_checkpoints_without_metrics = keep_checkpoints_without_metrics
 
+  @functools.cached_property
+  def _mesh_axes(self) -> Mapping[str, Any]:
+    # Kept, as the loop waits for a save until its arrays are handed over.
+    return self._partitioner.get_mesh_axes(self._train_state).state_dict()
+
   def all_steps(self) -> list[int]:
     """Returns the steps that are saved or being saved, ascending."""
     return sorted(self._manager.all_steps())
@@ -164,7 +170,7 @@ class OrbaxCheckpointManagerInterface:
       return False
     leaves, _ = state_saving.get_leaves(
         train_state.state_dict(),
-        self._partitioner.get_mesh_axes(self._train_state).state_dict(),
+        self._mesh_axes,
         state_transformation_fns,
         self._save_dtype,
     )

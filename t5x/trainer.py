@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from t5x import interval_metrics
 from t5x import models
 from t5x import partitioning
 from t5x import reporting
@@ -59,9 +60,6 @@ __all__ = [
 ]
 
 LearningRateCallable = Callable[[jax.Array], jax.Array]
-
-# Jitted once for all trainers: intervals merge the same metrics every step.
-_merge_on_device = jax.jit(merge_metrics)
 
 
 def _time() -> float:
@@ -179,7 +177,7 @@ class BaseTrainer(abc.ABC):
     # A copy: the first step takes over the state's own buffers, maybe before
     # the timer's thread has seen that they are computed.
     manager.start_duration_timer(block_on=jnp.copy(self.train_state.step))
-    metrics = None
+    metrics = interval_metrics.IntervalMetrics()
     for step in range(start_step, start_step + num_steps):
       logging.log_every_n_seconds(logging.INFO, 'Training: step %d', 10, step)
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
@@ -188,7 +186,7 @@ class BaseTrainer(abc.ABC):
         self.train_state, update = step_fn(self.train_state, batch)
         if self.on_step is not None:
           self.on_step(update)
-        metrics = _merge_on_device(metrics, update) if metrics else update
+        metrics.add(update)
       if _preempted(step):
         raise PreemptionError(f'Preempted after step {step}.')
     end_step = start_step + num_steps
@@ -196,7 +194,7 @@ class BaseTrainer(abc.ABC):
     manager.write_scalar(
         'timing/uptime', lambda: _time() - self._start_time, end_step
     )
-    return manager.write_metrics_summary(metrics, end_step, num_steps)
+    return manager.write_metrics_summary(metrics.result(), end_step, num_steps)
 
   def eval(
       self, batch_iters: Mapping[str, Iterator[models.Batch]]
@@ -219,17 +217,19 @@ class BaseTrainer(abc.ABC):
       manager.start_duration_timer(block_on=self.train_state)
       step_fn = self._compiled_eval_steps.get(name)
       step_fn = step_fn or self._partitioned_eval_step
-      metrics, num_steps = None, 0
+      metrics, num_steps = interval_metrics.IntervalMetrics(), 0
       for batch in batch_iter:
         update = step_fn(self.train_state, batch)
         num_steps += 1
-        metrics = _merge_on_device(metrics, update) if metrics else update
-      if metrics is None:
+        metrics.add(update)
+      if not num_steps:
         raise ValueError(
             f'Evaluation task {name!r} has no batch; check its split and that'
             ' it has at least one full batch.'
         )
-      summaries[name] = manager.write_metrics_summary(metrics, step, num_steps)
+      summaries[name] = manager.write_metrics_summary(
+          metrics.result(), step, num_steps
+      )
     return {name: summary.result() for name, summary in summaries.items()}
 
   def _eval_metrics_manager(self, name: str) -> MetricsManager:
