@@ -12,8 +12,9 @@ import json
 import math
 from typing import Any
 
-from clu import metric_writers
 from etils import epath
+
+from t5x import scalar_writer
 
 
 def _json_number(value: Any) -> float | str:
@@ -21,7 +22,7 @@ def _json_number(value: Any) -> float | str:
   return number if math.isfinite(number) else str(number)
 
 
-class JsonLinesWriter(metric_writers.MetricWriter):
+class JsonLinesWriter(scalar_writer.ScalarWriter):
   """Appends scalars to a file; other kinds of values are not for this format."""
 
   def __init__(self, path: epath.PathLike):
@@ -38,27 +39,6 @@ class JsonLinesWriter(metric_writers.MetricWriter):
     """Writes one line."""
     values = {name: _json_number(value) for name, value in scalars.items()}
     self._file.write(json.dumps({'step': int(step), **values}) + '\n')
-
-  def write_summaries(self, step, values, metadata=None) -> None:
-    """Leaves summaries to TensorBoard."""
-
-  def write_images(self, step, images) -> None:
-    """Leaves images to TensorBoard."""
-
-  def write_videos(self, step, videos) -> None:
-    """Leaves videos to TensorBoard."""
-
-  def write_audios(self, step, audios, *, sample_rate) -> None:
-    """Leaves audio to TensorBoard."""
-
-  def write_texts(self, step, texts) -> None:
-    """Leaves text to TensorBoard."""
-
-  def write_histograms(self, step, arrays, num_buckets=None) -> None:
-    """Leaves histograms to TensorBoard."""
-
-  def write_hparams(self, hparams) -> None:
-    """Leaves hyper-parameters to TensorBoard."""
 
   def flush(self) -> None:
     """Hands all lines to the file system."""

@@ -37,6 +37,7 @@ from t5x import step_watch
 from t5x import stopping
 from t5x import throughput
 from t5x import unit_loop
+from t5x import wandb_run
 
 SummarizeConfigFn = Callable[[str, Any, int], None]
 
@@ -78,6 +79,7 @@ def train(
     dry_run: bool = False,
     start_time: float | None = None,
     profile_steps: Sequence[int] | None = None,
+    wandb: wandb_run.WandbConfig | None = None,
 ) -> tuple[int, Any]:
   """Trains a model, or goes on where a run in `model_dir` stopped.
 
@@ -115,6 +117,7 @@ def train(
     start_time: Unix time from which the ledger counts, None for now; the script
       gives the start of its process.
     profile_steps: (first, end) of the steps to profile, None for none.
+    wandb: Weights & Biases gets the scalars as well, None for not.
 
   Returns:
     The last step and the train state (of shapes, in a dry run).
@@ -131,6 +134,8 @@ def train(
   save_cfg = checkpoint_cfg.save
   if save_cfg is not None and not save_cfg.is_on:
     save_cfg = None
+  if wandb is not None:
+    wandb.check_installed()
   profiled = step_profile.check(profile_steps) if profile_steps else None
 
   def plan_from(first_step: int, evaluates: bool) -> step_plan.StepPlan:
@@ -252,6 +257,13 @@ def train(
     )
     # The trainer owns (and donates) the state from here on.
     del train_state
+    if wandb is not None and jax.process_index() == 0:
+      remote = wandb_run.WandbRun(wandb, model_dir)
+      closing.callback(remote.finish)
+      remote.add_to('train', trainer.train_metrics_manager)
+      for name, curves in trainer.eval_metrics_managers.items():
+        remote.add_to(f'training_eval/{name}', curves)
+      evaluations.on_inference_metrics = remote.log_inference
     closing.callback(trainer.close)
     manager = None
     if save_cfg:

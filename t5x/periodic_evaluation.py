@@ -45,6 +45,8 @@ class PeriodicEvaluation:
     # The step and the metrics that are still being computed.
     self._pending: tuple[int, Any] | None = None
     self._owed_path = epath.Path(model_dir) / OWED_FILE
+    # Called with the step and the metrics by task of an inference evaluation.
+    self.on_inference_metrics: Callable[[int, Any], None] | None = None
     self._compiled = False
     self._train_eval = {}
     self._evaluator = None
@@ -171,6 +173,8 @@ class PeriodicEvaluation:
     (step, future), self._pending = self._pending, None
     # Other processes get None for metrics; waiting is the same everywhere.
     metrics = future.result()
+    if self.on_inference_metrics is not None and metrics is not None:
+      self.on_inference_metrics(step, metrics)
     self._settle(step)
     return metrics
 

@@ -116,6 +116,16 @@ class MetricsManager:
       writers.append(json_lines_writer.JsonLinesWriter(path))
     return metric_writers.AsyncMultiWriter(writers)
 
+  def add_writer(self, writer: Any) -> None:
+    """Writes to one more CLU writer from now on, where this host writes."""
+    if not self._writes:
+      return
+    from clu import metric_writers
+
+    self.summary_writer = metric_writers.MultiWriter(
+        [self.summary_writer, metric_writers.AsyncWriter(writer)]
+    )
+
   def start_duration_timer(self, block_on: Any = ()) -> None:
     """Starts the interval when `block_on` is computed, without waiting."""
     self._duration_timer.start(block_on)

@@ -4,6 +4,8 @@ Reads the command line, parses gin, and calls `t5x.loop.train`, which gin files
 know as `train_script.train` (after `import __main__ as train_script`).
 """
 
+from typing import Any
+
 from absl import flags
 
 from t5x import script
@@ -18,10 +20,13 @@ def main() -> None:
   from t5x import ledger
   from t5x import loop
   from t5x import step_profile
+  from t5x import wandb_run
 
-  given = {}
+  given: dict[str, Any] = {}
   if flags.FLAGS.profile_steps:
     given['profile_steps'] = step_profile.parse(flags.FLAGS.profile_steps)
+  if flags.FLAGS.wandb_project:
+    given['wandb'] = wandb_run.WandbConfig(flags.FLAGS.wandb_project)
   gin.get_configurable(loop.train)(
       dry_run=flags.FLAGS.dry_run,
       start_time=ledger.process_start(),
@@ -39,5 +44,10 @@ if __name__ == '__main__':
       'profile_steps',
       None,
       'FIRST:END, such as 10:13: profile these steps into MODEL_DIR/profile.',
+  )
+  flags.DEFINE_string(
+      'wandb_project',
+      None,
+      'A project of Weights & Biases that gets the scalars as well.',
   )
   script.run(main)
