@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
+import os
 from typing import Any
 
 from etils import epath
 import jax
+import numpy as np
 import seqio
 
 from t5x import datasets
@@ -26,7 +28,9 @@ class InferenceEvaluator:
       model: Any,
       partitioner: Any,
       log_dir: str | None = None,
-      verify_matching_vocabs_fn: Callable[..., None] | None = None,
+      verify_matching_vocabs_fn: (
+          Callable[..., None] | None
+      ) = datasets.verify_matching_vocabs,
   ):
     """Reads and caches the data.
 
@@ -35,7 +39,8 @@ class InferenceEvaluator:
       inference_evaluator_cls: makes the SeqIO evaluator.
       model: gives the feature converter, and decodes and scores.
       partitioner: partitions the steps.
-      log_dir: where the evaluator's loggers write.
+      log_dir: the evaluator's loggers write to `inference_eval` in it; None
+        leaves them out.
       verify_matching_vocabs_fn: `(cfg, model)`, None to skip the check.
 
     Raises:
@@ -51,9 +56,15 @@ class InferenceEvaluator:
     self._batch_size = cfg.batch_size
     # Division of the batch by the mesh fails here, before any data is read.
     partitioner.get_data_layout(cfg.batch_size)
-    if log_dir is not None and jax.process_index() == 0:
-      # SeqIO's JSON logger counts on another one to make it.
-      epath.Path(log_dir).mkdir(parents=True, exist_ok=True)
+    logging_kwargs = {}
+    if log_dir is None:
+      logging_kwargs['logger_cls'] = ()
+    else:
+      results_dir = epath.Path(log_dir) / 'inference_eval'
+      logging_kwargs['log_dir'] = os.fspath(results_dir)
+      if jax.process_index() == 0:
+        # SeqIO's JSON logger counts on another one to make it.
+        results_dir.mkdir(parents=True, exist_ok=True)
     self._evaluator = inference_evaluator_cls(
         mixture_or_task_name=mixture_or_task.name,
         feature_converter=model.FEATURE_CONVERTER_CLS(pack=False),
@@ -61,8 +72,8 @@ class InferenceEvaluator:
         use_cached=cfg.use_cached,
         seed=cfg.seed,
         sequence_length=cfg.task_feature_lengths,
-        log_dir=log_dir,
         use_memory_cache=cfg.use_memory_cache,
+        **logging_kwargs,
     )
     self._model_fns = None
 
@@ -70,6 +81,17 @@ class InferenceEvaluator:
   def model_feature_shapes(self) -> Mapping[str, tuple[int, ...]]:
     """Shape of each model feature of an example."""
     return self._evaluator.model_feature_shapes
+
+  @property
+  def model_feature_types(self) -> Mapping[str, np.dtype]:
+    """Type of each model feature."""
+    dataset = next(iter(self._evaluator.cached_model_datasets.values()))
+    _, spec = dataset.element_spec
+    return {
+        name: np.dtype(feature.dtype.as_numpy_dtype)
+        for name, feature in spec.items()
+        if name in self.model_feature_shapes
+    }
 
   @property
   def eval_tasks(self) -> Sequence[seqio.Task]:

@@ -1,7 +1,6 @@
 """What a training run measures now and then, on held-out data."""
 
 from collections.abc import Callable
-import os
 import time
 from typing import Any
 
@@ -74,7 +73,7 @@ class PeriodicEvaluation:
           inference_evaluator_cls,
           model,
           partitioner,
-          log_dir=os.path.join(model_dir, 'inference_eval'),
+          log_dir=model_dir,
           verify_matching_vocabs_fn=verify_matching_vocabs_fn,
       )
       self._evaluator = evaluator if evaluator.eval_tasks else None
