@@ -12,6 +12,8 @@ from t5x.encoder_decoder_model import EncoderDecoderModel
 from t5x.token_metrics import compute_base_metrics
 from t5x.token_metrics import count_packed_examples
 from t5x.transformer_models import BaseTransformerModel
+from t5x.transformer_models import get_input_vocabulary
+from t5x.transformer_models import get_output_vocabulary
 
 __all__ = [
     'BaseModel',
@@ -25,5 +27,7 @@ __all__ = [
     'TokensIdsToLogitsCallable',
     'compute_base_metrics',
     'count_packed_examples',
+    'get_input_vocabulary',
+    'get_output_vocabulary',
     'remove_prefix',
 ]

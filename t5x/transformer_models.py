@@ -294,6 +294,16 @@ class BaseTransformerModel(BaseModel):
     )
 
 
+def get_input_vocabulary(model: BaseTransformerModel) -> 'seqio.Vocabulary':
+  """Returns the vocabulary of a model's inputs, for use inside gin files."""
+  return model.input_vocabulary
+
+
+def get_output_vocabulary(model: BaseTransformerModel) -> 'seqio.Vocabulary':
+  """Returns the vocabulary of a model's outputs, for use inside gin files."""
+  return model.output_vocabulary
+
+
 def _with_positions(cache: Any, positions: jax.Array) -> Any:
   """Tells absolute positions where to go on, in a module that counts them.
 

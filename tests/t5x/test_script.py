@@ -3,7 +3,7 @@
 import pytest
 import scripts
 
-MODULES = ['t5x.train']
+MODULES = ['t5x.train', 't5x.eval', 't5x.infer']
 
 
 def run_traced(module, *args):

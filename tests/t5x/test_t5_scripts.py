@@ -1,5 +1,6 @@
 """A T5 is trained, evaluated and run by scripts and gin files alone."""
 
+import importlib
 import json
 
 import pytest
@@ -35,3 +36,106 @@ def test_pretraining_lowers_the_loss_of_a_tiny_t5(model_dir):
   assert steps == ['checkpoint_0', 'checkpoint_20', 'checkpoint_40']
   assert (model_dir / 'training_eval' / 'tiny_text').is_dir()
   assert 'DROPOUT_RATE = 0.0' in (model_dir / 'config.gin').read_text()
+
+
+@pytest.fixture(scope='module')
+def tuned_dir(model_dir, tmp_path_factory):
+  path = tmp_path_factory.mktemp('t5') / 'tuned'
+  run(
+      't5x.train',
+      '--gin_file=tiny_t5_finetune.gin',
+      f"--gin.MODEL_DIR='{path}'",
+      f"--gin.INITIAL_CHECKPOINT_PATH='{model_dir / 'checkpoint_40'}'",
+  )
+  return path
+
+
+def read_lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_evaluating_a_checkpoint_gives_the_metrics_of_the_training_run(
+    tuned_dir, tmp_path
+):
+  checkpoint = tuned_dir / 'checkpoint_44'
+  run(
+      't5x.eval',
+      '--gin_file=tiny_t5_eval.gin',
+      f"--gin.CHECKPOINT_PATH='{checkpoint}'",
+      f"--gin.EVAL_OUTPUT_DIR='{tmp_path}'",
+  )
+  results = 'inference_eval/tiny_text-metrics.jsonl'
+  (evaluated,) = read_lines(tmp_path / results)
+  trained = read_lines(tuned_dir / results)[-1]
+  assert evaluated['step'] == trained['step'] == 44
+  assert set(evaluated) == set(trained) >= {'exact', 'log_likelihood'}
+  for name, value in trained.items():
+    assert evaluated[name] == pytest.approx(value, rel=1e-5)
+  record = (tmp_path / 'eval.tiny_text.ckpt').read_text()
+  assert record == f'{checkpoint}\n'
+  assert (tmp_path / 'config.gin').exists()
+  assert 'Variable' in (tmp_path / 'model-info.txt').read_text()
+
+
+def validation_texts():
+  tiny_text_task = importlib.import_module('tiny_text_task')
+  examples = tiny_text_task._pairs('validation', False).as_numpy_iterator()
+  return [
+      {name: text.decode() for name, text in example.items()}
+      for example in examples
+  ]
+
+
+@pytest.fixture(scope='module')
+def inferred_dir(tuned_dir, tmp_path_factory):
+  path = tmp_path_factory.mktemp('t5') / 'inferred'
+  run(
+      't5x.infer',
+      '--gin_file=tiny_t5_infer.gin',
+      f"--gin.CHECKPOINT_PATH='{tuned_dir / 'checkpoint_44'}'",
+      f"--gin.INFER_OUTPUT_DIR='{path}'",
+      '--gin.infer_script.infer.checkpoint_period=1',
+  )
+  return path
+
+
+def test_inference_writes_every_example_once_and_in_order(inferred_dir):
+  name = 'tiny_text-predict.jsonl-00000-of-00001'
+  rows = read_lines(inferred_dir / name)
+  assert [row['inputs'] for row in rows] == [
+      {f'{key}_pretokenized': text for key, text in example.items()}
+      for example in validation_texts()
+  ]
+  assert all(isinstance(row['prediction'], str) for row in rows)
+  assert (inferred_dir / f'{name}.COMPLETED').read_text() == ''
+  assert not list(inferred_dir.glob('tmp-*'))
+
+
+def test_examples_of_a_file_are_inferred_like_those_of_a_task(
+    tuned_dir, inferred_dir, tmp_path
+):
+  import tensorflow as tf
+
+  file = tmp_path / 'in.tfrecord'
+  with tf.io.TFRecordWriter(str(file)) as writer:
+    for example in validation_texts():
+      text = tf.train.Feature(
+          bytes_list=tf.train.BytesList(value=[example['inputs'].encode()])
+      )
+      features = tf.train.Features(feature={'text': text})
+      writer.write(tf.train.Example(features=features).SerializeToString())
+  run(
+      't5x.infer',
+      '--gin_file=tiny_t5_infer_file.gin',
+      f"--gin.CHECKPOINT_PATH='{tuned_dir / 'checkpoint_44'}'",
+      f"--gin.INFER_OUTPUT_DIR='{tmp_path / 'out'}'",
+      f"--gin.TF_EXAMPLE_FILE_PATHS=['{file}']",
+      "--gin.infer_script.create_task_from_tfexample_file.inputs_key='text'",
+  )
+  (path,) = (tmp_path / 'out').glob('infer_*-predict.jsonl-00000-of-00001')
+  task = inferred_dir / 'tiny_text-predict.jsonl-00000-of-00001'
+  for from_file, from_task in zip(read_lines(path), read_lines(task)):
+    assert from_file['prediction'] == from_task['prediction']
+    for rows in (from_file, from_task):
+      assert rows['inputs']['inputs_pretokenized']
+  assert len(read_lines(path)) == len(read_lines(task)) == 5
