@@ -36,7 +36,7 @@ class ChunkedInput:
         tf.data.experimental.ExternalStatePolicy.IGNORE
     )
     self._iterator = iter(dataset.with_options(options))
-    self._spec = dataset.element_spec
+    self._spec: Any = dataset.element_spec
     self._chunk_size = chunk_size
     self._position_dir = position_dir
 
