@@ -270,9 +270,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--repeats', type=int, default=5, help='of processes')
-  parser.add_argument('--steps', type=int, default=50, help='of a stretch')
-  parser.add_argument('--rounds', type=int, default=3, help='of both loops')
+  parser.add_argument('--repeats', type=int, default=3, help='of processes')
+  parser.add_argument('--steps', type=int, default=100, help='of a stretch')
+  parser.add_argument('--rounds', type=int, default=2, help='of both loops')
   parser.add_argument('--saves', type=int, default=5)
   for row in measurements(parser.parse_args()):
     row = {name: round(value, 4) for name, value in row.items()}
