@@ -11,6 +11,8 @@ __getattr__ = script.lazy_attributes(
     {
         'InferenceEvaluator': 't5x.evaluation',
         'evaluate': 't5x.checkpoint_evaluation',
+        # A training run's gin files may be read along: they name its data.
+        'train': 't5x.loop',
     },
 )
 
