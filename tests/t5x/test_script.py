@@ -51,3 +51,9 @@ def test_errors_in_gin_files_are_told_without_tensorflow(module, args, message):
   assert result.returncode == 1
   assert message in result.stderr
   assert 'Traceback' not in result.stderr
+
+
+def test_gin_files_of_another_script_are_told_whose_they_are():
+  result = run_traced('t5x.eval', '--gin_file=tiny_t5.gin')
+  assert result.returncode == 1
+  assert 'They are for python -m t5x.train.' in result.stderr
