@@ -38,6 +38,28 @@ def test_pretraining_lowers_the_loss_of_a_tiny_t5(model_dir):
   assert 'DROPOUT_RATE = 0.0' in (model_dir / 'config.gin').read_text()
 
 
+def test_a_seeded_run_repeats_itself(model_dir, tmp_path):
+  run(
+      't5x.train',
+      '--gin_file=tiny_t5.gin',
+      f"--gin.MODEL_DIR='{tmp_path}'",
+      '--gin.TRAIN_STEPS=4',
+      '--gin.train_script.train.train_eval_dataset_cfg=None',
+      '--gin.utils.SaveCheckpointConfig.period=4',
+  )
+  names = ('loss', 'effective_batch_size/decoder', 'learning_rate')
+  first, again = (
+      [
+          [row[name] for name in names]
+          for row in read_lines(path / 'train-metrics.jsonl')
+          if 'loss' in row
+      ]
+      for path in (model_dir, tmp_path)
+  )
+  assert len(again) == 4
+  assert again == first[:4]
+
+
 @pytest.fixture(scope='module')
 def tuned_dir(model_dir, tmp_path_factory):
   path = tmp_path_factory.mktemp('t5') / 'tuned'
