@@ -141,6 +141,13 @@ def crop_boxes(boxes: tf.Tensor, offset: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
   return _from_corners(crop_points(_to_corners(boxes), offset, hw))
 
 
+def yxyx_to_xyxy(boxes_rel: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
+  """Relative (y0, x0, y1, x1) [n, 4] to pixels (x0, y0, x1, y1), clipped."""
+  height, width = tf.unstack(tf.cast(hw, tf.float32))
+  y0, x0, y1, x1 = tf.unstack(tf.clip_by_value(boxes_rel, 0.0, 1.0), axis=-1)
+  return tf.stack([x0 * width, y0 * height, x1 * width, y1 * height], axis=-1)
+
+
 def box_areas(boxes: tf.Tensor) -> tf.Tensor:
   """Areas [...] of boxes [..., 4] in square pixels."""
   sides = boxes[..., 2:] - boxes[..., :2]

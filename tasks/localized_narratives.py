@@ -21,6 +21,7 @@ from pixel_llm.evaluation import trace
 from tasks import image_ops
 from tasks import outputs
 from tasks import sources
+from tasks import steps
 from tasks import text_ops
 from tasks import views
 from tasks import vocabularies
@@ -47,11 +48,7 @@ _LEAST_CENTER = 1e-5
 ROW_FIELDS = ('texts', 'prompt_ids', 'utterances', 'centers_rel', 'boxes_rel')
 
 _RECORD = {
-    'image/encoded': tf.io.FixedLenFeature([], tf.string),
-    'image/id': tf.io.FixedLenFeature([], tf.string),
-    'image/file_name': tf.io.FixedLenFeature([], tf.string),
-    'image/height': tf.io.FixedLenFeature([], tf.int64),
-    'image/width': tf.io.FixedLenFeature([], tf.int64),
+    **steps.picture_spec('image/encoded', 'image/id', tf.string),
     'caption/string': tf.io.RaggedFeature(tf.string),
     'caption/annotator_id': tf.io.RaggedFeature(tf.int64),
     'caption/utterance': tf.io.RaggedFeature(
@@ -162,14 +159,7 @@ def parse_record(place: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
   # The narrator may have come back, so the place tells rows apart.
   numbers = tf.strings.as_string(tf.range(tf.size(annotators)))
   return {
-      'encoded': record['image/encoded'],
-      'image_id': record['image/id'],
-      'file_name': record['image/file_name'],
-      'orig_hw': tf.cast(
-          tf.stack([record['image/height'], record['image/width']]), tf.int32
-      ),
-      'seed': place['seed'],
-      'training': place['training'],
+      **steps.picture_fields(record, place, 'image/encoded', 'image/id'),
       'texts': record['caption/string'],
       'prompt_ids': annotators + '_' + numbers,
       'utterances': utterances.to_tensor(default_value=''),
@@ -196,15 +186,9 @@ def choose_rows(
   """
   seeds = tf.random.split(example['seed'])
   numbers = tf.range(tf.size(example['texts']))
-  drawn = tf.random.experimental.stateless_shuffle(numbers, seeds[0])
-  phrasing = tf.random.stateless_uniform(
-      [], seeds[1], 0, len(LONG_CAPTION_PROMPTS), tf.int32
-  )
   training = example['training']
-  rows = tf.cond(training, lambda: drawn[:num_prompts], lambda: numbers)
-  request = tf.gather(
-      tf.constant(LONG_CAPTION_PROMPTS), tf.where(training, phrasing, 0)
-  )
+  rows = steps.draw_rows(numbers, num_prompts, training, seeds[0])
+  request = steps.draw_text(LONG_CAPTION_PROMPTS, training, seeds[1])
   return {
       **outputs.take_rows(example, ROW_FIELDS, rows),
       'request': request,
@@ -285,18 +269,15 @@ def preprocess(
         f'Localized Narratives give 2 points a token, the corners of a box, but'
         f" sequence_length['points'] asks for {sizes['P']}."
     )
-  dataset = dataset.map(parse_record, num_parallel_calls=tf.data.AUTOTUNE)
-  dataset = dataset.map(
-      functools.partial(choose_rows, num_prompts=sizes['N']),
-      num_parallel_calls=tf.data.AUTOTUNE,
-  )
-  dataset = outputs.split_rows(dataset, ROW_FIELDS, sizes['N'])
+  choose = functools.partial(choose_rows, num_prompts=sizes['N'])
   finish = functools.partial(
       finish_rows,
       sizes=sizes,
       vocabulary=output_features['text_tokens'].vocabulary,
   )
-  return dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+  return steps.run(
+      dataset, parse_record, choose, finish, ROW_FIELDS, sizes['N']
+  )
 
 
 def postprocess(
@@ -316,15 +297,12 @@ def postprocess(
     and `points` [n, T, 2, 2] in pixels of the network input. For a prediction,
     the token ids [n, T]: traces are compared token by token.
   """
-  texts = [text.decode('utf-8') for text in example['texts']]
+  texts = steps.decoded(example['texts'])
   if not is_target:
     return output.ids[: len(texts)]
   return {
-      'image_id': example['image_id'].decode('utf-8'),
-      'file_name': example['file_name'].decode('utf-8'),
-      'orig_hw': np.asarray(example['orig_hw']),
-      'image_hw': np.asarray(example['image_hw']),
-      'prompt_ids': [row.decode('utf-8') for row in example['prompt_ids']],
+      **steps.picture_target(example),
+      'prompt_ids': steps.decoded(example['prompt_ids']),
       'texts': texts,
       'text_tokens': np.asarray(example['text_tokens']),
       'points': np.asarray(example['points']),

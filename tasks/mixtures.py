@@ -25,3 +25,35 @@ def _add_refcoco_evaluation(kind: str) -> None:
 
 _add_refcoco_evaluation('refexp')
 _add_refcoco_evaluation('refseg')
+
+# What the recipes train on (arXiv 2312.09237, Sec. 4.1), with their weights.
+# Dense captioning trains on `vg_densecap`, segmentation on
+# `refcoco_merged_refseg` alone.
+_RECIPES = {
+    'pixel_llm_trace': [('coco_caption', 1.0), ('ln_coco_trace', 2.0)],
+    'pixel_llm_ref': [
+        ('flickr30k_refexp', 1.0),
+        ('mixed_coco_refexp', 5.0),
+        ('mixed_vg_refexp', 1.0),
+    ],
+    'pixel_llm_joint': [
+        ('coco_joint_caption', 3.0),
+        ('ln_coco_trace', 1.0),
+        ('flickr30k_joint_refexp', 1.0),
+        ('mixed_coco_joint_refexp', 5.0),
+        ('mixed_vg_joint_refexp', 1.0),
+        ('vg_joint_densecap', 5.0),
+        ('llava_conversation', 5.0),
+    ],
+    'pixel_llm_sample_joint': [
+        ('coco_sample_caption', 3.0),
+        ('ln_sample_trace', 1.0),
+        ('mixed_coco_sample_refexp', 5.0),
+        ('mixed_vg_sample_refexp', 1.0),
+        ('vg_sample_densecap', 5.0),
+        ('llava_sample_conversation', 5.0),
+    ],
+}
+
+for _name, _tasks in _RECIPES.items():
+  seqio.MixtureRegistry.add(_name, _tasks)

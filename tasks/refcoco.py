@@ -21,6 +21,7 @@ from pixel_llm.evaluation import refexp
 from tasks import image_ops
 from tasks import outputs
 from tasks import sources
+from tasks import steps
 from tasks import text_ops
 from tasks import views
 from tasks import vocabularies
@@ -40,39 +41,18 @@ ROW_FIELDS = (
 )
 
 
-def _ragged(name: str, dtype: tf.DType) -> tf.io.RaggedFeature:
-  """A list a object, stored as flat values and row lengths."""
-  return tf.io.RaggedFeature(
-      dtype,
-      value_key=f'{name}/ragged_flat_values',
-      partitions=[
-          tf.io.RaggedFeature.RowLengths(f'{name}/ragged_row_lengths_0')
-      ],
-      row_splits_dtype=tf.int64,
-  )
-
-
 _RECORD = {
-    'image': tf.io.FixedLenFeature([], tf.string),
-    'image/id': tf.io.FixedLenFeature([], tf.int64),
-    'image/file_name': tf.io.FixedLenFeature([], tf.string),
-    'image/height': tf.io.FixedLenFeature([], tf.int64),
-    'image/width': tf.io.FixedLenFeature([], tf.int64),
+    **steps.picture_spec('image', 'image/id'),
     'objects/bbox': tf.io.FixedLenSequenceFeature(
         [4], tf.float32, allow_missing=True
     ),
     'objects/mask': tf.io.RaggedFeature(tf.string),
     'objects/mask_rle': tf.io.RaggedFeature(tf.string),
-    'objects/refexp/refexp_id': _ragged('objects/refexp/refexp_id', tf.int64),
-    'objects/refexp/sent': _ragged('objects/refexp/sent', tf.string),
+    'objects/refexp/refexp_id': steps.ragged(
+        'objects/refexp/refexp_id', tf.int64
+    ),
+    'objects/refexp/sent': steps.ragged('objects/refexp/sent', tf.string),
 }
-
-
-def yxyx_to_xyxy(boxes_rel: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
-  """Relative (y0, x0, y1, x1) [n, 4] to pixels (x0, y0, x1, y1), clipped."""
-  height, width = tf.unstack(tf.cast(hw, tf.float32))
-  y0, x0, y1, x1 = tf.unstack(tf.clip_by_value(boxes_rel, 0.0, 1.0), axis=-1)
-  return tf.stack([x0 * width, y0 * height, x1 * width, y1 * height], axis=-1)
 
 
 def parse_record(place: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -87,19 +67,12 @@ def parse_record(place: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     has no mask.
   """
   record = tf.io.parse_single_example(place['record'], _RECORD)
-  orig_hw = tf.cast(
-      tf.stack([record['image/height'], record['image/width']]), tf.int32
-  )
+  picture = steps.picture_fields(record, place, 'image', 'image/id')
   ids = record['objects/refexp/refexp_id']
   objects = ids.value_rowids()
-  boxes = yxyx_to_xyxy(record['objects/bbox'], orig_hw)
+  boxes = image_ops.yxyx_to_xyxy(record['objects/bbox'], picture['orig_hw'])
   return {
-      'encoded': record['image'],
-      'image_id': tf.strings.as_string(record['image/id']),
-      'file_name': record['image/file_name'],
-      'orig_hw': orig_hw,
-      'seed': place['seed'],
-      'training': place['training'],
+      **picture,
       'texts': record['objects/refexp/sent'].values,
       'prompt_ids': tf.strings.as_string(ids.values),
       'boxes_orig': tf.gather(boxes, objects),
@@ -250,11 +223,10 @@ def preprocess(
       caption_weight=caption_weight,
       with_masks=with_masks,
   )
-  dataset = dataset.map(parse_record, num_parallel_calls=tf.data.AUTOTUNE)
-  dataset = dataset.map(choose, num_parallel_calls=tf.data.AUTOTUNE)
   # A crop may show none of the objects: no row, no example.
-  dataset = outputs.split_rows(dataset, ROW_FIELDS, sizes['N'])
-  return dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+  return steps.run(
+      dataset, parse_record, choose, finish, ROW_FIELDS, sizes['N']
+  )
 
 
 def postprocess(
@@ -274,17 +246,13 @@ def postprocess(
     `prompt_ids`, `texts`, `boxes_orig` [n, 4] (xyxy pixels of the original
     picture) and `masks_rle`. For a prediction, its first n texts.
   """
-  texts = [text.decode('utf-8') for text in example['texts']]
+  texts = steps.decoded(example['texts'])
   if not is_target:
     return list(output[: len(texts)])
   size = [int(side) for side in example['orig_hw']]
   return {
-      'image_id': example['image_id'].decode('utf-8'),
-      'file_name': example['file_name'].decode('utf-8'),
-      'orig_hw': np.asarray(example['orig_hw']),
-      'image_hw': np.asarray(example['image_hw']),
-      'padded_hw': np.asarray(example['image'].shape[:2]),
-      'prompt_ids': [row.decode('utf-8') for row in example['prompt_ids']],
+      **steps.picture_target(example),
+      'prompt_ids': steps.decoded(example['prompt_ids']),
       'texts': texts,
       'boxes_orig': np.asarray(example['boxes_orig']),
       'masks_rle': [
@@ -309,8 +277,23 @@ def add_refcoco_tasks(
 ) -> None:
   """Registers `<name>_refseg` (with masks) and `<name>_refexp` (without).
 
-  In refexp the expressions join the caption loss too; the refseg recipe
-  trains points and masks only.
+  Args:
+    name: the data set.
+    splits: split name to its folder below the data directory.
+    build_command: what makes these folders.
+    scale_range: of the training views.
+  """
+  _add_task(f'{name}_refseg', splits, build_command, scale_range, True)
+  add_refexp_task(name, splits, build_command, scale_range)
+
+
+def add_refexp_task(
+    name: str,
+    splits: Mapping[str, str],
+    build_command: str,
+    scale_range: tuple[float, float] = (1.0, 1.0),
+) -> None:
+  """Registers `<name>_refexp`, for sets without masks.
 
   Args:
     name: the data set.
@@ -318,21 +301,35 @@ def add_refcoco_tasks(
     build_command: what makes these folders.
     scale_range: of the training views.
   """
-  for suffix, with_masks in (('refseg', True), ('refexp', False)):
-    seqio.TaskRegistry.add(
-        f'{name}_{suffix}',
-        source=sources.ArrayRecordSource(splits, build_command),
-        preprocessors=[
-            functools.partial(
-                preprocess,
-                scale_range=scale_range,
-                caption_weight=0.0 if with_masks else 1.0,
-            )
-        ],
-        output_features=outputs.output_features(
-            vocabularies.t5_vocabulary(), with_masks
-        ),
-        postprocess_fn=postprocess,
-        metric_fns=[refexp.refexp_metrics],
-        shuffle_buffer_size=None,
-    )
+  _add_task(f'{name}_refexp', splits, build_command, scale_range, False)
+
+
+def _add_task(
+    name: str,
+    splits: Mapping[str, str],
+    build_command: str,
+    scale_range: tuple[float, float],
+    with_masks: bool,
+) -> None:
+  """Registers one task.
+
+  In refexp the expressions join the caption loss too; the refseg recipe
+  trains points and masks only.
+  """
+  seqio.TaskRegistry.add(
+      name,
+      source=sources.ArrayRecordSource(splits, build_command),
+      preprocessors=[
+          functools.partial(
+              preprocess,
+              scale_range=scale_range,
+              caption_weight=0.0 if with_masks else 1.0,
+          )
+      ],
+      output_features=outputs.output_features(
+          vocabularies.t5_vocabulary(), with_masks
+      ),
+      postprocess_fn=postprocess,
+      metric_fns=[refexp.refexp_metrics],
+      shuffle_buffer_size=None,
+  )

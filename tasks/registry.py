@@ -1,12 +1,19 @@
 """The tasks by name, the folders they read, and what builds these folders."""
 
+from tasks import coco_captions
+from tasks import llava
 from tasks import localized_narratives
 from tasks import refcoco
+from tasks import visual_genome
 
-_REFCOCO = 'python -m tasks.build refcoco'
-_LN = 'python -m tasks.build ln'
+_BUILD = 'python -m tasks.build'
+_REFCOCO = f'{_BUILD} refcoco'
+_LN = f'{_BUILD} ln'
 _SAMPLE = 'tasks/sample'
 
+# Longer side of the training views of the joint recipes, as multiples of the
+# network input.
+JOINT_SCALE_RANGE = (0.75, 1.25)
 
 _SAMPLE_IMAGES = f'{_SAMPLE}/train2017 {_SAMPLE}/val2017 {_SAMPLE}/train2014'
 _SAMPLE_NARRATIVES = f'{_SAMPLE}/localized_narratives/coco'
@@ -47,6 +54,55 @@ def _sample_tasks() -> None:
   )
 
 
+def _more_sample_tasks() -> None:
+  """The pictures in the repository, in the layouts of the other sets."""
+  root = '<data>/sample'
+  visual_genome.add_region_tasks(
+      'vg_sample',
+      {
+          'train': 'sample/vg/train',
+          'validation': 'sample/vg/train',
+          'test': 'sample/vg/test',
+      },
+      f'{_BUILD} vg --images {_SAMPLE_IMAGES} --output {root}/vg'
+      f' --split train={_SAMPLE}/vg/train.json'
+      f' --split test={_SAMPLE}/vg/test.json',
+      scale_range=JOINT_SCALE_RANGE,
+  )
+  coco_captions.add_caption_task(
+      'coco_sample',
+      {
+          'train': 'sample/coco_captions/train',
+          'validation': 'sample/coco_captions/train',
+          'other_val': 'sample/coco_captions/val',
+      },
+      f'{_BUILD} coco_captions --images {_SAMPLE_IMAGES}'
+      f' --output {root}/coco_captions'
+      f' --split train={_SAMPLE}/coco_captions/captions_train2017.json'
+      f' --split val={_SAMPLE}/coco_captions/captions_val2017.json',
+  )
+  llava.add_conversation_task(
+      'llava_sample',
+      {'train': 'sample/llava/train', 'validation': 'sample/llava/train'},
+      f'{_BUILD} llava --images {_SAMPLE} --output {root}/llava'
+      f' --split train={_SAMPLE}/llava/llava_v1_5_mix665k.json',
+  )
+  for source, images in (
+      ('coco', _SAMPLE_IMAGES),
+      ('vg', f'{_SAMPLE}/VG_100K'),
+  ):
+    refcoco.add_refexp_task(
+        f'mixed_{source}_sample',
+        {
+            'train': f'sample/mixed_{source}/train',
+            'validation': f'sample/mixed_{source}/train',
+        },
+        f'{_BUILD} uninext --data_source {source} --images {images}'
+        f' --output {root}/mixed_{source}'
+        f' --split train={_SAMPLE}/uninext/mixed_instances.json#train',
+    )
+
+
 def _full_tasks() -> None:
   """The full sets, below the data directory."""
   command = f'{_REFCOCO} --images <coco>/train2014 --output <data>/refcoco'
@@ -75,7 +131,74 @@ def _full_tasks() -> None:
       ' --split train=<coco_train_localized_narratives-0000N-of-00004.jsonl,…>'
       ' --split val=coco_val_localized_narratives.jsonl',
   )
+  _full_lists_of_uninext()
+  _full_regions_and_captions()
+
+
+def _full_lists_of_uninext() -> None:
+  """What the referring recipes train on, for their views and the joint ones."""
+  command = f'{_BUILD} uninext --output <data>/uninext'
+  for name, options, part in (
+      (
+          'mixed_coco',
+          '--data_source coco --images <coco>/train2014',
+          'mixed/instances.json#train',
+      ),
+      (
+          'mixed_vg',
+          '--data_source vg --images <vg>/images',
+          'mixed/instances.json#train',
+      ),
+      (
+          'flickr30k',
+          '--data_source flickr --images <flickr30k>',
+          'flickr30k/instances.json#train',
+      ),
+  ):
+    build = f'{command} {options} --split {name}={part}'
+    splits = {'train': f'uninext/{name}'}
+    refcoco.add_refexp_task(
+        name, splits, build, scale_range=refcoco.SCALE_RANGE
+    )
+    refcoco.add_refexp_task(
+        f'{name}_joint', splits, build, scale_range=JOINT_SCALE_RANGE
+    )
+
+
+def _full_regions_and_captions() -> None:
+  """Visual Genome, COCO captions and LLaVA."""
+  build = (
+      f'{_BUILD} vg --images <vg>/images --output <data>/vg'
+      ' --split train=train.json --split test=test.json'
+  )
+  splits = {'train': 'vg/train', 'validation': 'vg/test'}
+  visual_genome.add_region_tasks('vg', splits, build)
+  visual_genome.add_region_tasks(
+      'vg_joint', splits, build, scale_range=JOINT_SCALE_RANGE
+  )
+  karpathy = 'dataset_coco.json'
+  build = (
+      f'{_BUILD} coco_captions --images <coco>/train2014 <coco>/val2014'
+      f' --output <data>/coco_captions --split train={karpathy}#train+restval'
+      f' --split val={karpathy}#val --split test={karpathy}#test'
+  )
+  splits = {
+      'train': 'coco_captions/train',
+      'validation': 'coco_captions/val',
+      'test': 'coco_captions/test',
+  }
+  coco_captions.add_caption_task('coco', splits, build)
+  coco_captions.add_caption_task(
+      'coco_joint', splits, build, scale_range=JOINT_SCALE_RANGE
+  )
+  llava.add_conversation_task(
+      'llava',
+      {'train': 'llava/train'},
+      f'{_BUILD} llava --images <image root> --output <data>/llava'
+      ' --split train=llava_v1_5_mix665k.json',
+  )
 
 
 _sample_tasks()
+_more_sample_tasks()
 _full_tasks()

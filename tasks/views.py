@@ -6,7 +6,7 @@ pixels of the file, then `resized`, then those of the crop, which is the valid
 area of the network input at the top left.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -17,23 +17,35 @@ from tasks import image_ops
 class View(NamedTuple):
   """The three sizes and the place of a crop, each (height, width) [2] int32.
 
+  A view may be mirrored left to right, after the crop.
+
   Attributes:
     orig_hw: size of the picture as stored.
     resized_hw: size after resizing.
     offset: (row, column) of the crop's first pixel in the resized picture.
     hw: size of the crop, the valid area of the network input.
+    mirrored: whether left and right change sides, bool scalar.
   """
 
   orig_hw: tf.Tensor
   resized_hw: tf.Tensor
   offset: tf.Tensor
   hw: tf.Tensor
+  mirrored: tf.Tensor | bool = False
+
+  def _cut(self, resized: tf.Tensor, size: int) -> tf.Tensor:
+    """Crops, mirrors and pads a resized picture or stack of masks."""
+    cropped = image_ops.crop_image(resized, self.offset, self.hw)
+    turned = tf.cond(
+        tf.convert_to_tensor(self.mirrored),
+        lambda: tf.reverse(cropped, [-2]),
+        lambda: cropped,
+    )
+    return image_ops.pad_image(turned, size)
 
   def pixels(self, image: tf.Tensor, size: int) -> tf.Tensor:
     """Moves a picture [h, w, 3] to [size, size, 3] float32, 0 to 255."""
-    resized = image_ops.resize_image(image, self.resized_hw)
-    cropped = image_ops.crop_image(resized, self.offset, self.hw)
-    return image_ops.pad_image(cropped, size)
+    return self._cut(image_ops.resize_image(image, self.resized_hw), size)
 
   def image(self, image: tf.Tensor, size: int) -> tf.Tensor:
     """Moves a picture [h, w, 3] uint8 to [size, size, 3] uint8."""
@@ -41,25 +53,36 @@ class View(NamedTuple):
 
   def masks(self, masks: tf.Tensor, size: int) -> tf.Tensor:
     """Moves masks [n, h, w, 1] to [n, size, size, 1], same type."""
-    resized = image_ops.resize_masks(masks, self.resized_hw)
-    cropped = image_ops.crop_image(resized, self.offset, self.hw)
-    return image_ops.pad_image(cropped, size)
+    return self._cut(image_ops.resize_masks(masks, self.resized_hw), size)
 
   def boxes(self, boxes: tf.Tensor) -> tf.Tensor:
     """Moves boxes [..., 4] and clips them to the valid area."""
     scaled = image_ops.scale_boxes(boxes, self.orig_hw, self.resized_hw)
-    return image_ops.crop_boxes(scaled, self.offset, self.hw)
+    cropped = image_ops.crop_boxes(scaled, self.offset, self.hw)
+    flipped = image_ops.flip_boxes(cropped, self.hw[1])
+    return tf.where(self.mirrored, flipped, cropped)
 
   def points(self, points: tf.Tensor) -> tf.Tensor:
     """Moves points [..., 2] and clips them to the valid area."""
     scaled = image_ops.scale_points(points, self.orig_hw, self.resized_hw)
-    return image_ops.crop_points(scaled, self.offset, self.hw)
+    cropped = image_ops.crop_points(scaled, self.offset, self.hw)
+    flipped = image_ops.flip_points(cropped, self.hw[1])
+    return tf.where(self.mirrored, flipped, cropped)
 
 
 def fitted_view(orig_hw: tf.Tensor, size: int) -> View:
   """The whole picture, its longer side at `size`."""
   resized_hw = image_ops.ratio_hw(orig_hw, size, tf.constant(1.0))
-  return View(orig_hw, resized_hw, tf.zeros([2], tf.int32), resized_hw)
+  offset = tf.zeros([2], tf.int32)
+  return View(orig_hw, resized_hw, offset, resized_hw, tf.constant(False))
+
+
+def centered_view(orig_hw: tf.Tensor, size: int) -> View:
+  """The middle of the picture, its shorter side at `size`."""
+  resized_hw = image_ops.shorter_side_hw(orig_hw, tf.constant(size))
+  hw = tf.minimum(resized_hw, size)
+  offset = image_ops.center_crop_offset(resized_hw, hw)
+  return View(orig_hw, resized_hw, offset, hw, tf.constant(False))
 
 
 def random_view(
@@ -67,6 +90,7 @@ def random_view(
     size: int,
     scale_range: tuple[float, float],
     seed: tf.Tensor,
+    mirror: bool = False,
 ) -> View:
   """Draws a scale and, where the picture then is larger, a crop.
 
@@ -76,6 +100,7 @@ def random_view(
     scale_range: least and largest longer side, as multiples of `size`; the
       crop moves for scales above 1 only (copy 15 of the original's habits).
     seed: [2] int.
+    mirror: whether every other view is mirrored.
 
   Returns:
     The view.
@@ -85,7 +110,11 @@ def random_view(
   resized_hw = image_ops.ratio_hw(orig_hw, size, ratio)
   hw = tf.minimum(resized_hw, size)
   offset = image_ops.random_crop_offset(resized_hw, hw, seeds[1])
-  return View(orig_hw, resized_hw, offset, hw)
+  mirrored = tf.constant(False)
+  if mirror:
+    coin = tf.random.stateless_uniform([], tf.random.fold_in(seed, 2))
+    mirrored = coin < 0.5
+  return View(orig_hw, resized_hw, offset, hw, mirrored)
 
 
 def choose_view(
@@ -94,13 +123,28 @@ def choose_view(
     training: tf.Tensor,
     scale_range: tuple[float, float],
     seed: tf.Tensor,
+    mirror: bool = False,
+    still_view: Callable[[tf.Tensor, int], View] = fitted_view,
 ) -> View:
-  """A random view in training, else the fitted one; `training` is a bool."""
+  """Takes a random view in training, else the same one every time.
+
+  Args:
+    orig_hw: size of the picture.
+    size: side of the network input.
+    training: bool scalar.
+    scale_range: of `random_view`.
+    seed: of `random_view`.
+    mirror: of `random_view`.
+    still_view: what evaluation sees.
+
+  Returns:
+    The view.
+  """
   return View(
       *tf.cond(
           training,
-          lambda: tuple(random_view(orig_hw, size, scale_range, seed)),
-          lambda: tuple(fitted_view(orig_hw, size)),
+          lambda: tuple(random_view(orig_hw, size, scale_range, seed, mirror)),
+          lambda: tuple(still_view(orig_hw, size)),
       )
   )
 

@@ -11,7 +11,8 @@ prompt, COCO-style (pixels of the original picture, boxes x y width height):
    "truth": {"text": …, "bbox": …, "segmentation": …, "trace": …}}
 
 `bbox` is null where the model gave no box. A field that the task or the model
-does not have is left out.
+does not have is left out. A model that finds objects itself gets one row a
+detection, without truth: which region it stands for is the metric's business.
 """
 
 from collections.abc import Mapping, Sequence
@@ -111,6 +112,12 @@ def prediction_rows(
   rows = []
   for index, (target, output) in enumerate(zip(targets, outputs)):
     aux = {name: np.asarray(v[index]) for name, v in aux_values.items()}
+    if 'detection_scores' in aux:
+      rows += _detection_rows(target, output, aux)
+      continue
+    # Some targets hold more texts of a picture than there were prompts.
+    num_prompts = target.get('num_prompts', len(target['prompt_ids']))
+    target = {**target, 'prompt_ids': target['prompt_ids'][:num_prompts]}
     fields = [
         _prompt_fields(target, aux),
         _box_fields(target, aux),
@@ -132,23 +139,55 @@ def prediction_rows(
 _Fields = list[tuple[dict[str, Any], dict[str, Any]]]
 
 
+def _picture_fields(target: Mapping[str, Any]) -> dict[str, Any]:
+  """Names and size of the picture."""
+  height, width = (int(v) for v in target['orig_hw'])
+  return {
+      'image_id': target['image_id'],
+      'file_name': target['file_name'],
+      'height': height,
+      'width': width,
+  }
+
+
+def _finite(value: Any) -> float | None:
+  """A number, None where JSON could not take it."""
+  return float(value) if np.isfinite(value) else None
+
+
+def _detection_rows(
+    target: Mapping[str, Any], output: Any, aux: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+  """One row a detection, in the order of the model."""
+  boxes = boxes_lib.boxes_image_to_orig(
+      np.asarray(aux['boxes'], np.float64),
+      target['image_hw'],
+      target['orig_hw'],
+  )
+  rows = []
+  for index in np.flatnonzero(np.asarray(aux['box_mask'], bool)):
+    row = _picture_fields(target)
+    row['prompt_id'] = f'detection {index}'
+    row['detection_score'] = _finite(aux['detection_scores'][index])
+    if 'scores' in aux:
+      row['score'] = _finite(aux['scores'][index])
+    finite = np.isfinite(boxes[index]).all()
+    row['bbox'] = _xywh(boxes[index] if finite else None)
+    if isinstance(output[index], str):
+      row['caption'] = output[index]
+    rows.append(row)
+  return rows
+
+
 def _prompt_fields(
     target: Mapping[str, Any], aux: Mapping[str, np.ndarray]
 ) -> _Fields:
   """Names of picture and prompt, and the score of the text."""
-  height, width = (int(v) for v in target['orig_hw'])
   fields: _Fields = []
   for index, prompt in enumerate(target['prompt_ids']):
-    predicted = {
-        'image_id': target['image_id'],
-        'file_name': target['file_name'],
-        'height': height,
-        'width': width,
-        'prompt_id': prompt,
-    }
+    predicted = {**_picture_fields(target), 'prompt_id': prompt}
     if 'scores' in aux:
-      score = float(aux['scores'][index])
-      predicted['score'] = score if np.isfinite(score) else None
+      predicted['score'] = _finite(aux['scores'][index])
     fields.append((predicted, {'text': target['texts'][index]}))
   return fields
 

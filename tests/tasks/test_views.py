@@ -20,8 +20,11 @@ SIZE = 48
     left=st.floats(0, 0.7),
     scale=st.sampled_from([(1.0, 1.0), (0.5, 0.9), (1.2, 2.0)]),
     seed=st.integers(0, 2**31 - 1),
+    mirror=st.booleans(),
 )
-def test_marks_move_with_the_picture(height, width, top, left, scale, seed):
+def test_marks_move_with_the_picture(
+    height, width, top, left, scale, seed, mirror
+):
   # A white block of 30 % of each side on black.
   y0, x0 = int(top * height), int(left * width)
   y1, x1 = y0 + max(4, int(0.3 * height)), x0 + max(4, int(0.3 * width))
@@ -30,13 +33,16 @@ def test_marks_move_with_the_picture(height, width, top, left, scale, seed):
   block[y0:y1, x0:x1] = 255
   image = np.repeat(block[..., np.newaxis], 3, axis=-1)
   hw = tf.constant([height, width])
-  view = views.random_view(hw, SIZE, scale, tf.constant([seed, 1]))
+  view = views.random_view(hw, SIZE, scale, tf.constant([seed, 1]), mirror)
   seen = view.image(tf.constant(image), SIZE).numpy()[..., 0]
   mask = view.masks(tf.constant(block[np.newaxis, ..., np.newaxis]), SIZE)
   mask = mask.numpy()[0, ..., 0] > 127
   box = view.boxes(tf.constant([[x0, y0, x1, y1]], tf.float32)).numpy()[0]
   corners = tf.constant([[x0, y0], [x1, y1]], tf.float32)
-  np.testing.assert_array_equal(view.points(corners).numpy().ravel(), box)
+  points = view.points(corners).numpy()
+  if view.mirrored:
+    points[:, 0] = points[::-1, 0]
+  np.testing.assert_array_equal(points.ravel(), box)
   valid_h, valid_w = view.hw.numpy()
   assert np.all(seen[valid_h:] == 0) and np.all(seen[:, valid_w:] == 0)
   # Bilinear and nearest differ by less than a resized pixel at the edge.

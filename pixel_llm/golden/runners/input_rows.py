@@ -297,7 +297,6 @@ def _regions(case: golden_case.Case, vocabulary: Any) -> dict[str, np.ndarray]:
   import tensorflow as tf
 
   from tasks import image_ops
-  from tasks import refcoco
   from tasks import text_ops
   from tasks import views
 
@@ -311,7 +310,7 @@ def _regions(case: golden_case.Case, vocabulary: Any) -> dict[str, np.ndarray]:
   )
   size = pipeline_case.number(whole, r'pad (\d+)')
   rows = pipeline_case.number(decoding, r'pad to (\d+)')
-  boxes = refcoco.yxyx_to_xyxy(
+  boxes = image_ops.yxyx_to_xyxy(
       tf.constant(case.inputs['boxes_yxyx']), view.orig_hw
   )
   tokens = text_ops.tokenize(

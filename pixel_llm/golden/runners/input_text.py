@@ -120,14 +120,13 @@ def _decode_referring(
   import tensorflow as tf
 
   from tasks import image_ops
-  from tasks import refcoco
   from tasks import text_ops
 
   per_object = case.inputs['expressions_per_object']
   objects = np.repeat(np.arange(len(per_object)), per_object)
   expressions = sum(pipeline_case.strings(case, 'decode')['expressions'], [])
   hw = image_ops.image_hw(tf.constant(case.inputs['image']))
-  boxes = refcoco.yxyx_to_xyxy(tf.constant(case.inputs['boxes_yxyx']), hw)
+  boxes = image_ops.yxyx_to_xyxy(tf.constant(case.inputs['boxes_yxyx']), hw)
   outputs = {}
   for name, setting in case.settings.items():
     if not name.startswith('ref '):
@@ -166,14 +165,13 @@ def _decode_regions(
   import tensorflow as tf
 
   from tasks import image_ops
-  from tasks import refcoco
   from tasks import text_ops
 
   phrases = pipeline_case.strings(case, 'decode')['phrases']
   setting = case.settings['regions plain / prefix']
   length = pipeline_case.number(setting, _TOKENS)
   hw = image_ops.image_hw(tf.constant(case.inputs['image']))
-  boxes = refcoco.yxyx_to_xyxy(
+  boxes = image_ops.yxyx_to_xyxy(
       tf.constant(case.inputs['region_boxes_yxyx']), hw
   )
   outputs = {}

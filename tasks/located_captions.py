@@ -1,0 +1,139 @@
+"""Boxes and what is said of them: a location-conditioned caption (RefA).
+
+A prompt is a box, the context asks for "an object of", and the text is what
+was said of the box. Visual Genome's regions and RefCOCO's expressions are both
+of this kind.
+
+RefA: golden case `io_pipeline`, chain `region_eval`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from tasks import image_ops
+from tasks import outputs
+from tasks import steps
+from tasks import text_ops
+from tasks import views
+
+REQUEST = 'an object of '
+
+
+def choose_rows(
+    example: Mapping[str, tf.Tensor],
+    row_fields: tuple[str, ...],
+    size: int,
+    num_prompts: int,
+    scale_range: tuple[float, float],
+    mirror: bool = False,
+    num_shown: int | None = None,
+) -> dict[str, tf.Tensor]:
+  """Adds a view, and in training draws up to N boxes it still shows.
+
+  Args:
+    example: with `boxes_orig` [n, 4] in pixels of the picture, `seed` and
+      `training`.
+    row_fields: names of the fields that have one row a box.
+    size: side of the network input.
+    num_prompts: N.
+    scale_range: of the views in training.
+    mirror: whether every other view in training is mirrored.
+    num_shown: how many boxes evaluation shows, None for all.
+
+  Returns:
+    The example with the fields of its view and its rows: the first ones in
+    evaluation, 0 to N in random order in training.
+  """
+  seeds = tf.random.split(example['seed'])
+  training = example['training']
+  view = views.choose_view(
+      example['orig_hw'], size, training, scale_range, seeds[0], mirror
+  )
+  visible = image_ops.has_area(view.boxes(example['boxes_orig']))
+  # Evaluation shows the whole picture, and every box with it.
+  rows = tf.where(tf.logical_or(visible, tf.logical_not(training)))[:, 0]
+  rows = steps.draw_rows(rows, num_prompts, training, seeds[1], num_shown)
+  return {
+      **outputs.take_rows(example, row_fields, rows),
+      **views.to_fields(view),
+  }
+
+
+def finish_rows(
+    example: Mapping[str, tf.Tensor],
+    sizes: Mapping[str, int],
+    vocabulary: seqio.Vocabulary,
+    detection: bool,
+) -> dict[str, tf.Tensor]:
+  """Decodes the picture and makes the features.
+
+  Args:
+    example: with a view and 1 to N rows.
+    sizes: S, N, T, C, P.
+    vocabulary: of text and context.
+    detection: whether the boxes train the box decoder, and their texts caption
+      its proposals.
+
+  Returns:
+    The task features, and what `postprocess` needs.
+  """
+  view = views.from_fields(example)
+  texts = example['texts']
+  rows = tf.shape(texts)[0]
+  boxes = view.boxes(example['boxes_orig'])
+  finished = {
+      'image': view.image(
+          image_ops.decode_image(example['encoded']), sizes['S']
+      ),
+      'image_hw': view.hw,
+      'prompt_boxes': boxes,
+      'text_tokens': text_ops.tokenize(texts, vocabulary, sizes['T']),
+      'context_tokens': text_ops.tokenize(
+          tf.fill([rows], REQUEST), vocabulary, sizes['C'], begin=False
+      ),
+      'boxes': boxes,
+      'points': tf.zeros([rows, sizes['T'], sizes['P'], 2], tf.float32),
+      **outputs.loss_fields(
+          rows,
+          caption=1.0,
+          detection=1.0 if detection else 0.0,
+          object_captions=detection,
+      ),
+  }
+  kept = ['image_id', 'file_name', 'orig_hw', 'texts', 'prompt_ids']
+  kept += ['boxes_orig']
+  return {
+      **finished,
+      **{name: example[name] for name in kept},
+      **steps.truth_fields(example),
+  }
+
+
+def postprocess(
+    output: Any, example: Mapping[str, Any], is_target: bool, **unused: Any
+) -> Any:
+  """Makes what the metrics of given boxes compare.
+
+  Args:
+    output: the decoded texts [N] of a prediction; unused for a target.
+    example: an example of the task as arrays.
+    is_target: whether the target is wanted.
+    **unused: other arguments of SeqIO.
+
+  Returns:
+    For a target, what `steps.picture_target` tells, and of n boxes
+    `prompt_ids`, `texts` and `boxes_orig` [n, 4] (xyxy pixels of the original
+    picture). For a prediction, its first n texts.
+  """
+  if not is_target:
+    return list(output[: len(example['texts'])])
+  return {
+      **steps.picture_target(example),
+      'prompt_ids': steps.decoded(example['prompt_ids']),
+      'texts': steps.decoded(example['texts']),
+      'boxes_orig': np.asarray(example['boxes_orig']),
+  }

@@ -1,0 +1,184 @@
+"""The steps that every task takes from a record to an example.
+
+`parse` reads a record into one row a prompt, `choose` draws what an example
+shows, `split_rows` makes several examples where evaluation has more rows than
+prompts, and `finish` decodes the picture and makes the features: only what was
+drawn is ever decoded.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tasks import outputs
+
+Example = Mapping[str, tf.Tensor]
+Step = Callable[[Example], dict[str, tf.Tensor]]
+
+
+def run(
+    dataset: tf.data.Dataset,
+    parse: Step,
+    choose: Step,
+    finish: Step,
+    row_fields: tuple[str, ...],
+    num_prompts: int,
+) -> tf.data.Dataset:
+  """Turns records into examples of 1 to N prompts.
+
+  Args:
+    dataset: of a `sources.ArrayRecordSource`.
+    parse: a record to its fields.
+    choose: keeps the rows that are shown; none gives no example.
+    finish: makes the features.
+    row_fields: names of the fields that have one row a prompt.
+    num_prompts: N.
+
+  Returns:
+    The examples.
+  """
+
+  def map_in_parallel(data: tf.data.Dataset, step: Step) -> tf.data.Dataset:
+    return data.map(step, num_parallel_calls=tf.data.AUTOTUNE)
+
+  dataset = map_in_parallel(dataset, parse)
+  dataset = map_in_parallel(dataset, choose)
+  dataset = outputs.split_rows(dataset, row_fields, num_prompts)
+  return map_in_parallel(dataset, finish)
+
+
+def picture_spec(
+    image: str, image_id: str, id_dtype: tf.DType = tf.int64
+) -> dict[str, Any]:
+  """Describes the fields of a record that tell of its picture.
+
+  Args:
+    image: name of the encoded picture.
+    image_id: name of its id.
+    id_dtype: type of the id.
+
+  Returns:
+    What `tf.io.parse_single_example` takes.
+  """
+  return {
+      image: tf.io.FixedLenFeature([], tf.string),
+      image_id: tf.io.FixedLenFeature([], id_dtype),
+      'image/file_name': tf.io.FixedLenFeature([], tf.string),
+      'image/height': tf.io.FixedLenFeature([], tf.int64),
+      'image/width': tf.io.FixedLenFeature([], tf.int64),
+  }
+
+
+def picture_fields(
+    record: Example, place: Example, image: str, image_id: str
+) -> dict[str, tf.Tensor]:
+  """Names the picture's fields alike for all records.
+
+  Args:
+    record: parsed, with the fields of `picture_spec`.
+    place: `seed` and `training` of the source.
+    image: name of the encoded picture.
+    image_id: name of its id.
+
+  Returns:
+    `encoded`, `image_id` (text), `file_name`, `orig_hw`, `seed`, `training`.
+  """
+  name = record[image_id]
+  return {
+      'encoded': record[image],
+      'image_id': name
+      if name.dtype == tf.string
+      else tf.strings.as_string(name),
+      'file_name': record['image/file_name'],
+      'orig_hw': tf.cast(
+          tf.stack([record['image/height'], record['image/width']]), tf.int32
+      ),
+      'seed': place['seed'],
+      'training': place['training'],
+  }
+
+
+def ragged(name: str, dtype: tf.DType) -> tf.io.RaggedFeature:
+  """A list a row, stored as flat values and row lengths."""
+  return tf.io.RaggedFeature(
+      dtype,
+      value_key=f'{name}/ragged_flat_values',
+      partitions=[
+          tf.io.RaggedFeature.RowLengths(f'{name}/ragged_row_lengths_0')
+      ],
+      row_splits_dtype=tf.int64,
+  )
+
+
+def draw_rows(
+    rows: tf.Tensor,
+    num_prompts: int,
+    training: tf.Tensor,
+    seed: tf.Tensor,
+    num_shown: int | None = None,
+) -> tf.Tensor:
+  """Up to N of the rows in random order in training, else the first in order.
+
+  Args:
+    rows: row numbers [n].
+    num_prompts: N.
+    training: bool scalar.
+    seed: [2] int.
+    num_shown: how many of them evaluation takes, None for all.
+
+  Returns:
+    Row numbers.
+  """
+  drawn = tf.random.experimental.stateless_shuffle(rows, seed)
+  return tf.cond(
+      training, lambda: drawn[:num_prompts], lambda: rows[:num_shown]
+  )
+
+
+def draw_text(
+    texts: Sequence[str], training: tf.Tensor, seed: tf.Tensor
+) -> tf.Tensor:
+  """Any of the texts in training, else the first; string scalar."""
+  number = tf.random.stateless_uniform([], seed, 0, len(texts), tf.int32)
+  return tf.gather(tf.constant(texts), tf.where(training, number, 0))
+
+
+def with_truth(
+    example: Example, names: tuple[str, ...]
+) -> dict[str, tf.Tensor]:
+  """Keeps a second copy of some fields, as `truth/<name>`.
+
+  Metrics of a whole picture compare with all its rows, whichever are shown.
+  """
+  return {**example, **{f'truth/{name}': example[name] for name in names}}
+
+
+def truth_fields(example: Example) -> dict[str, tf.Tensor]:
+  """The fields that `with_truth` has added."""
+  return {k: v for k, v in example.items() if k.startswith('truth/')}
+
+
+def decoded(texts: Any) -> list[str]:
+  """Texts [n] of an example as arrays, as Python's strings."""
+  return [text.decode('utf-8') for text in texts]
+
+
+def picture_target(example: Mapping[str, Any]) -> dict[str, Any]:
+  """What a metric's target tells of the picture.
+
+  Args:
+    example: an example as arrays.
+
+  Returns:
+    `image_id`, `file_name`, `orig_hw`, `image_hw`, and `padded_hw`, the sides
+    of the network input.
+  """
+  return {
+      'image_id': example['image_id'].decode('utf-8'),
+      'file_name': example['file_name'].decode('utf-8'),
+      'orig_hw': np.asarray(example['orig_hw']),
+      'image_hw': np.asarray(example['image_hw']),
+      'padded_hw': np.asarray(example['image'].shape[:2]),
+  }

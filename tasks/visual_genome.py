@@ -1,0 +1,176 @@
+"""Visual Genome: regions and their phrases (RefA).
+
+A record is a picture with its regions. `<name>_densecap` trains the box
+decoder on the regions and the captions of its proposals, and is scored by
+dense captioning mAP; `<name>_location` gives the boxes and is scored by the
+captions alone. Views are mirrored, as in no other set.
+
+RefA: `tasks/build/visual_genome.py` for the record.
+"""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from pixel_llm.evaluation import densecap
+from pixel_llm.evaluation import location_captions
+from tasks import image_ops
+from tasks import located_captions
+from tasks import outputs
+from tasks import sources
+from tasks import steps
+from tasks import vocabularies
+
+ROW_FIELDS = ('texts', 'prompt_ids', 'boxes_orig')
+
+# Longer side of the training views of the dense captioning recipe, as
+# multiples of the network input; the joint recipes stay nearer to 1.
+SCALE_RANGE = (0.1, 2.0)
+
+_RECORD = {
+    **steps.picture_spec('image', 'img_id'),
+    'regions/id': tf.io.RaggedFeature(tf.int64),
+    'regions/phrase': tf.io.RaggedFeature(tf.string),
+    'regions/bbox': tf.io.FixedLenSequenceFeature(
+        [4], tf.float32, allow_missing=True
+    ),
+}
+
+
+def parse_record(place: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  """Reads a record into one row a region.
+
+  Args:
+    place: `record`, `seed` and `training` of the source.
+
+  Returns:
+    The fields of the picture, and of its regions `texts`, `prompt_ids` and
+    `boxes_orig` [n, 4] in pixels of the picture.
+  """
+  record = tf.io.parse_single_example(place['record'], _RECORD)
+  picture = steps.picture_fields(record, place, 'image', 'img_id')
+  return {
+      **picture,
+      'texts': record['regions/phrase'],
+      'prompt_ids': tf.strings.as_string(record['regions/id']),
+      'boxes_orig': image_ops.yxyx_to_xyxy(
+          record['regions/bbox'], picture['orig_hw']
+      ),
+  }
+
+
+def preprocess(
+    dataset: tf.data.Dataset,
+    sequence_length: Mapping[str, Any],
+    output_features: Mapping[str, seqio.Feature],
+    scale_range: tuple[float, float],
+    detection: bool,
+) -> tf.data.Dataset:
+  """Turns records into examples.
+
+  Training splits show a random view and N random regions. Others show the
+  whole picture: once for detection, with its first N regions; or as often as
+  its regions need, if they are given.
+
+  Args:
+    dataset: of a `sources.ArrayRecordSource`.
+    sequence_length: of `features.feature_lengths`.
+    output_features: of the task.
+    scale_range: of the views in training.
+    detection: whether the network has to find the regions.
+
+  Returns:
+    The examples.
+  """
+  sizes = outputs.sizes_for(sequence_length, with_masks=False)
+
+  def parse(place: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    example = parse_record(place)
+    return steps.with_truth(example, ROW_FIELDS) if detection else example
+
+  choose = functools.partial(
+      located_captions.choose_rows,
+      row_fields=ROW_FIELDS,
+      size=sizes['S'],
+      num_prompts=sizes['N'],
+      scale_range=scale_range,
+      mirror=True,
+      num_shown=sizes['N'] if detection else None,
+  )
+  finish = functools.partial(
+      located_captions.finish_rows,
+      sizes=sizes,
+      vocabulary=output_features['text_tokens'].vocabulary,
+      detection=detection,
+  )
+  # A crop may show none of the regions: no row, no example.
+  return steps.run(dataset, parse, choose, finish, ROW_FIELDS, sizes['N'])
+
+
+def postprocess(
+    output: Any, example: Mapping[str, Any], is_target: bool, **unused: Any
+) -> Any:
+  """Makes what `densecap_metrics` compares: a picture and its detections.
+
+  Args:
+    output: the decoded texts of all detections; unused for a target.
+    example: an example of the task as arrays.
+    is_target: whether the target is wanted.
+    **unused: other arguments of SeqIO.
+
+  Returns:
+    For a target, what `steps.picture_target` tells, and of all regions of the
+    picture `prompt_ids`, `texts` and `boxes_orig` [n, 4] (xyxy pixels of the
+    original picture). For a prediction, the texts.
+  """
+  if not is_target:
+    return list(output)
+  return {
+      **steps.picture_target(example),
+      'prompt_ids': steps.decoded(example['truth/prompt_ids']),
+      'texts': steps.decoded(example['truth/texts']),
+      'boxes_orig': np.asarray(example['truth/boxes_orig']),
+  }
+
+
+def add_region_tasks(
+    name: str,
+    splits: Mapping[str, str],
+    build_command: str,
+    scale_range: tuple[float, float] = SCALE_RANGE,
+) -> None:
+  """Registers `<name>_densecap` and `<name>_location`.
+
+  Args:
+    name: the data set.
+    splits: split name to its folder below the data directory.
+    build_command: what makes these folders.
+    scale_range: of the training views.
+  """
+  kinds = (
+      ('densecap', True, postprocess, densecap.densecap_metrics),
+      (
+          'location',
+          False,
+          located_captions.postprocess,
+          location_captions.merged_location_caption_metrics,
+      ),
+  )
+  for suffix, detection, postprocess_fn, metric_fn in kinds:
+    seqio.TaskRegistry.add(
+        f'{name}_{suffix}',
+        source=sources.ArrayRecordSource(splits, build_command),
+        preprocessors=[
+            functools.partial(
+                preprocess, scale_range=scale_range, detection=detection
+            )
+        ],
+        output_features=outputs.output_features(vocabularies.t5_vocabulary()),
+        postprocess_fn=postprocess_fn,
+        metric_fns=[metric_fn],
+        shuffle_buffer_size=None,
+    )
