@@ -1,4 +1,4 @@
-"""What all tests share: a compiler in a hurry.
+"""What all tests share: a compiler in a hurry, and repeatable examples.
 
 Tests wait for XLA far more than for its programs, so it skips its expensive
 passes; the processes that tests start inherit this. Set XLA_FLAGS to run the
@@ -7,8 +7,15 @@ tests with programs as a training run has them.
 
 import os
 
+import hypothesis
+
 os.environ.setdefault(
     'XLA_FLAGS',
     '--xla_backend_optimization_level=0'
     ' --xla_llvm_disable_expensive_passes=true',
 )
+
+# The same examples every time, so that a failure is a change's and not the
+# draw's. `--hypothesis-profile=default` searches further.
+hypothesis.settings.register_profile('repeatable', derandomize=True)
+hypothesis.settings.load_profile('repeatable')

@@ -15,7 +15,8 @@ from pixel_llm.golden.runners import geometry as geometry_runner
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
-coordinates = st.floats(-512, 512, width=32)
+# XLA takes subnormal numbers for zero, NumPy does not.
+coordinates = st.floats(-512, 512, width=32, allow_subnormal=False)
 # One shape, so that JAX compiles each conversion once.
 box_arrays = hnp.arrays(np.float32, (2, 3, 4), elements=coordinates)
 quick = hypothesis.settings(max_examples=20, deadline=None)
