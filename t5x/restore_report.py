@@ -128,13 +128,12 @@ def describe(
 
 
 def write(report: RestoreReport, directory: str) -> None:
-  """Writes the report to the log and, on process 0, to `restored.txt`."""
-  lines = list(report.lines())
-  for line in lines:
-    logging.info('%s', line)
+  """Writes the summary to the log and, on process 0, all to `restored.txt`."""
+  file = epath.Path(os.path.join(directory, FILENAME))
+  # A large model's table has thousands of lines.
+  logging.info('%s %s lists them.', report.summary(), file)
   if jax.process_index() == 0:
-    file = epath.Path(os.path.join(directory, FILENAME))
-    file.write_text('\n'.join(lines) + '\n')
+    file.write_text('\n'.join(report.lines()) + '\n')
 
 
 def _origin(name: str, sources: Sequence[str]) -> str:

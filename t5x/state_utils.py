@@ -1,5 +1,6 @@
 """State dicts: flatten, merge, and rename parameters between models."""
 
+import collections
 from collections.abc import Mapping, Sequence
 import difflib
 import re
@@ -115,17 +116,17 @@ def apply_assignment_map(
     return ckpt_optimizer_state
   ckpt_flat = flatten_state_dict(ckpt_optimizer_state)
   result: dict[str, Any] = {}
-  mapped, used_sources, used_rules = set(), set(), set()
+  mapped, used_sources = set(), set()
+  uses = collections.Counter()
   model_names = flatten_state_dict(optimizer_state)
   for name in model_names:
     for number, (pattern, template) in enumerate(assignment_map):
       match = re.fullmatch(pattern, name)
       if match is None:
         continue
-      used_rules.add(number)
+      uses[number] += 1
       mapped.add(name)
       if template is None:
-        logging.info('Assignment map leaves out %s', name)
         break
       source = match.expand(template)
       if source not in ckpt_flat:
@@ -137,11 +138,17 @@ def apply_assignment_map(
       result[name] = ckpt_flat[source]
       used_sources.add(source)
       break
-  unused = [
-      _pattern_text(pattern)
-      for number, (pattern, _) in enumerate(assignment_map)
-      if number not in used_rules
-  ]
+  unused = []
+  for number, (pattern, template) in enumerate(assignment_map):
+    if not uses[number]:
+      unused.append(_pattern_text(pattern))
+    elif template is None:
+      logging.info(
+          'Assignment map: %r leaves out %d of %d arrays.',
+          _pattern_text(pattern),
+          uses[number],
+          len(model_names),
+      )
   if unused and require_all_rules_match:
     raise ValueError(
         f'Unused patterns in `assignment_map`: {unused}. No parameter of the'
