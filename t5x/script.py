@@ -20,6 +20,7 @@ from absl import flags
 from absl import logging
 import jax
 
+from t5x import distributed
 from t5x import gin_syntax
 from t5x import gin_utils
 
@@ -93,19 +94,28 @@ def _define_flags() -> None:
       'More directories of cached SeqIO tasks.',
   )
   flags.DEFINE_bool(
-      'multiprocess_gpu', False, 'Join the processes of several GPU machines.'
+      'multiprocess_gpu',
+      False,
+      'Require that there are other processes; the next three flags say which, '
+      'or a scheduler does. Cloud TPU hosts need no flag.',
   )
-  flags.DEFINE_string(
-      'coordinator_address', None, 'host:port of process 0 (multiprocess_gpu).'
+  flags.DEFINE_string('coordinator_address', None, 'host:port of process 0.')
+  flags.DEFINE_integer(
+      'process_count',
+      None,
+      'How many processes there are; 1 alone keeps this one to itself.',
+  )
+  flags.DEFINE_integer('process_index', None, 'Which of them this is.')
+  flags.DEFINE_integer(
+      'initialization_timeout',
+      None,
+      f'Seconds to wait for the others ({distributed.INITIALIZATION_TIMEOUT}).',
   )
   flags.DEFINE_integer(
-      'process_count', None, 'How many processes there are (multiprocess_gpu).'
-  )
-  flags.DEFINE_integer(
-      'process_index', None, 'Which of them this is (multiprocess_gpu).'
-  )
-  flags.DEFINE_integer(
-      'initialization_timeout', None, 'Seconds to wait for the others.'
+      'heartbeat_timeout',
+      None,
+      'Seconds without a sign of life after which a process counts as dead '
+      f'({distributed.HEARTBEAT_TIMEOUT}).',
   )
 
 
@@ -125,8 +135,7 @@ def start(function: str, example: str, *, joins: bool = True) -> None:
   files, bindings = FLAGS.gin_file or [], FLAGS.gin_bindings
   configured = gin_syntax.check(files, bindings, search_paths)
   _check_function(function, configured, example)
-  if joins:
-    join_processes()
+  cluster = join_processes() if joins else None
   import_tensorflow()
   import seqio
 
@@ -134,6 +143,8 @@ def start(function: str, example: str, *, joins: bool = True) -> None:
     seqio.set_tfds_data_dir_override(FLAGS.tfds_data_dir)
   seqio.add_global_cache_dirs(FLAGS.seqio_additional_cache_dirs)
   gin_utils.parse_gin_flags(search_paths, files, bindings)
+  if cluster is not None:
+    distributed.check_and_log(cluster)
 
 
 def _check_function(function: str, configured: set[str], example: str) -> None:
@@ -151,19 +162,25 @@ def _check_function(function: str, configured: set[str], example: str) -> None:
   )
 
 
-def join_processes() -> None:
-  """Joins the other processes of the run, if flags say that there are any."""
-  if not FLAGS.multiprocess_gpu:
-    return
-  timeout = {}
-  if FLAGS.initialization_timeout is not None:
-    timeout['initialization_timeout'] = FLAGS.initialization_timeout
-  jax.distributed.initialize(
+def join_processes() -> distributed.Cluster:
+  """Joins the other processes of the run, if flags or the machine tell of any.
+
+  Raises:
+    ValueError: for flags that do not say which.
+    TimeoutError: if others are missing.
+  """
+  cluster = distributed.find(
       FLAGS.coordinator_address,
       FLAGS.process_count,
       FLAGS.process_index,
-      **timeout,
+      must_find=FLAGS.multiprocess_gpu,
   )
+  distributed.join(
+      cluster,
+      initialization_timeout=FLAGS.initialization_timeout,
+      heartbeat_timeout=FLAGS.heartbeat_timeout,
+  )
+  return cluster
 
 
 def parse_gin(

@@ -1,13 +1,10 @@
 """Two real processes that save one sharded state together."""
 
 import json
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 
 import numpy as np
+import processes
 import pytest
 import two_processes
 
@@ -15,34 +12,6 @@ from t5x import checkpoints
 from t5x import stored_state
 
 SCRIPT = pathlib.Path(__file__).parent / 'two_processes.py'
-
-
-def run_once(directory):
-  """Starts both; returns their exit statuses, outputs and errors."""
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    port = probe.getsockname()[1]
-  env = {
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-  }
-  started = [
-      subprocess.Popen(
-          [sys.executable, str(SCRIPT), str(port), str(i), str(directory)],
-          env=env,
-          stdout=subprocess.PIPE,
-          stderr=subprocess.PIPE,
-          text=True,
-      )
-      for i in range(2)
-  ]
-  try:
-    outputs = [process.communicate(timeout=240) for process in started]
-  finally:
-    for process in started:
-      process.kill()
-  return [(p.returncode, *o) for p, o in zip(started, outputs)]
 
 
 def save_alone(directory):
@@ -62,16 +31,12 @@ def save_alone(directory):
 @pytest.fixture(scope='module')
 def both(tmp_path_factory):
   """What both processes report, and where they saved."""
-  for _ in range(3):
-    directory = tmp_path_factory.mktemp('two')
-    save_alone(directory / 'one')
-    results = run_once(directory)
-    # Another program may have taken the port in between.
-    if not any('address already in use' in err.lower() for *_, err in results):
-      break
-  for status, _, stderr in results:
-    assert status == 0, stderr
-  reports = [json.loads(out.splitlines()[-1]) for _, out, _ in results]
+  directory = tmp_path_factory.mktemp('two')
+  save_alone(directory / 'one')
+  command = [str(SCRIPT), '{address}', '{index}', str(directory)]
+  with processes.Pod(2, command, directory / 'logs', devices=2) as pod:
+    outputs = pod.check()
+  reports = [json.loads(out.splitlines()[-1]) for out in outputs]
   return reports, directory
 
 

@@ -1,6 +1,6 @@
 """One of two processes that save a state together; prints JSON.
 
-Run by `test_two_processes.py`: `two_processes.py PORT INDEX DIRECTORY`.
+Run by `test_two_processes.py`: `two_processes.py ADDRESS INDEX DIRECTORY`.
 """
 
 import json
@@ -75,9 +75,8 @@ def error(call):
   return None
 
 
-def main(port, index, directory):
-  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  jax.distributed.initialize(f'127.0.0.1:{port}', 2, index)
+def main(address, index, directory):
+  jax.distributed.initialize(address, 2, index)
   partitioner = make_partitioner()
   state = make_state(partitioner)
   shape = jax.eval_shape(lambda: state)
