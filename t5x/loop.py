@@ -29,6 +29,7 @@ from t5x import local_tier as local_tier_lib
 from t5x import model_info
 from t5x import multihost
 from t5x import periodic_evaluation
+from t5x import preemption
 from t5x import progress as progress_lib
 from t5x import start_state
 from t5x import step_plan
@@ -125,6 +126,8 @@ def train(
   Raises:
     ValueError: for settings that contradict each other, or a `model_dir` that
       holds another model.
+    PreemptionError: asked to stop by a signal or the platform; the state is
+      saved.
   """
   ledger = ledger_lib.Ledger(start_time)
   # ---- Settings that can be refused at once --------------------------------
@@ -243,6 +246,7 @@ def train(
 
   with contextlib.ExitStack() as closing:
     # ---- What does the work ------------------------------------------------
+    closing.enter_context(preemption.heeded())
     ledger.open(model_dir, first_step)
     closing.enter_context(ledger)
     closing.callback(train_iter.close)

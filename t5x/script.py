@@ -21,8 +21,10 @@ from absl import logging
 import jax
 
 from t5x import distributed
+from t5x import exit_status
 from t5x import gin_syntax
 from t5x import gin_utils
+from t5x import preemption
 
 # The flags are those of the script that runs: `--help` shows them.
 flags.disclaim_key_flags()
@@ -46,7 +48,7 @@ def run(main: Callable[[], None]) -> None:
   """Runs a script as an absl app: reads its flags, then calls `main`.
 
   An error that the user can mend ends it with one message and status 1, the
-  traceback only with `--verbosity=1`.
+  traceback only with `--verbosity=1`. `exit_status` has the others.
   """
   _define_flags()
   jax.config.config_with_absl()
@@ -57,6 +59,12 @@ def run(main: Callable[[], None]) -> None:
     _set_verbosity()
     try:
       main()
+    except preemption.PreemptionError as notice:
+      # The first line is ours, gin adds whom it called.
+      sys.stderr.write(str(notice).splitlines()[0] + '\n')
+      sys.exit(
+          exit_status.INTERRUPTED if preemption.by_hand() else exit_status.AGAIN
+      )
     except _USER_ERRORS as error:
       if logging.level_debug():
         raise
@@ -64,7 +72,7 @@ def run(main: Callable[[], None]) -> None:
           f'error: {gin_utils.without_addresses(str(error))}\n'
           '(--verbosity=1 shows where this was raised.)\n'
       )
-      sys.exit(1)
+      sys.exit(exit_status.ERROR)
 
   gin_utils.run(guarded)
 

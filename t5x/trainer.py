@@ -16,7 +16,6 @@ from typing import Any
 from absl import logging
 from flax.core import freeze
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
@@ -24,6 +23,7 @@ import numpy as np
 from t5x import interval_metrics
 from t5x import models
 from t5x import partitioning
+from t5x import preemption
 from t5x import reporting
 from t5x import train_state as train_state_lib
 from t5x.actions import ActionMapType
@@ -38,6 +38,7 @@ from t5x.gradients import accumulate_grads_microbatched
 from t5x.gradients import apply_grads
 from t5x.gradients import eval_step
 from t5x.gradients import merge_metrics
+from t5x.preemption import PreemptionError
 
 __all__ = [
     'ActionMapType',
@@ -65,10 +66,6 @@ LearningRateCallable = Callable[[jax.Array], jax.Array]
 def _time() -> float:
   """The trainer's only clock, in seconds."""
   return time.time()
-
-
-class PreemptionError(Exception):
-  """The machine goes away: save the state now, it is whole."""
 
 
 class MetricsManager(reporting.MetricsManager):
@@ -167,7 +164,8 @@ class BaseTrainer(abc.ABC):
 
     Raises:
       ValueError: if there is no step to run.
-      PreemptionError: if the machine is about to go away; the state is whole.
+      PreemptionError: if the machine is about to go away; the state is whole,
+        and the metrics up to its step are written.
     """
     if num_steps < 1:
       raise ValueError(f'num_steps must be at least 1, got {num_steps}.')
@@ -178,6 +176,7 @@ class BaseTrainer(abc.ABC):
     # the timer's thread has seen that they are computed.
     manager.start_duration_timer(block_on=jnp.copy(self.train_state.step))
     metrics = interval_metrics.IntervalMetrics()
+    step, stops = start_step, False
     for step in range(start_step, start_step + num_steps):
       logging.log_every_n_seconds(logging.INFO, 'Training: step %d', 10, step)
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
@@ -187,14 +186,20 @@ class BaseTrainer(abc.ABC):
         if self.on_step is not None:
           self.on_step(update)
         metrics.add(update)
-      if _preempted(step):
-        raise PreemptionError(f'Preempted after step {step}.')
-    end_step = start_step + num_steps
+      stops = preemption.reached(step)
+      if stops:
+        break
+    end_step = step + 1
     # In the background, so that the clock is read in the interval's order.
     manager.write_scalar(
         'timing/uptime', lambda: _time() - self._start_time, end_step
     )
-    return manager.write_metrics_summary(metrics.result(), end_step, num_steps)
+    summary = manager.write_metrics_summary(
+        metrics.result(), end_step, end_step - start_step
+    )
+    if stops:
+      raise PreemptionError(f'Asked to stop; step {end_step} is done.')
+    return summary
 
   def eval(
       self, batch_iters: Mapping[str, Iterator[models.Batch]]
@@ -276,13 +281,6 @@ class BaseTrainer(abc.ABC):
         *self.eval_metrics_managers.values(),
     ):
       manager.close()
-
-
-def _preempted(step: int) -> bool:
-  """Tells whether all hosts should stop here, by JAX's preemption notice."""
-  if not jax.distributed.is_initialized():
-    return False
-  return multihost_utils.reached_preemption_sync_point(step)
 
 
 def train_with_lr(

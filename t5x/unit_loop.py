@@ -11,12 +11,12 @@ from t5x import checkpoint_config
 from t5x import ledger as ledger_lib
 from t5x import multihost
 from t5x import periodic_evaluation
+from t5x import preemption
 from t5x import progress as progress_lib
 from t5x import step_plan
 from t5x import step_profile
 from t5x import step_watch
 from t5x import stopping
-from t5x import trainer as trainer_lib
 
 
 @dataclasses.dataclass
@@ -60,7 +60,7 @@ class UnitLoop:
       The last step; the trainer holds its state, and it is saved.
 
     Raises:
-      trainer.PreemptionError: after the state has been saved.
+      PreemptionError: asked to stop; the state is saved.
     """
     step = self.plan.first
     self.progress.start()
@@ -83,13 +83,24 @@ class UnitLoop:
         if stop:
           logging.info('Training stops early, at step %d.', step)
           break
-    except trainer_lib.PreemptionError:
-      logging.info('Preempted: saving before the end.')
-      self.save()
-      self._wait_for_saves()
-      raise
+    except preemption.PreemptionError as notice:
+      raise preemption.PreemptionError(self._stop_early()) from notice
     self._wait_for_saves()
     return step
+
+  def _stop_early(self) -> str:
+    """Saves, leaves a due evaluation to the next start, and says so."""
+    step = self._finish_steps()
+    if self.plan.is_due(self.plan.eval_period, step):
+      self.evaluations.announce(step)
+    self.save()
+    self._wait_for_saves()
+    if self.manager is None:
+      return f'Asked to stop after step {step}; this run saves nothing.'
+    return (
+        f'Asked to stop after step {step}, which is saved: the same command '
+        'goes on from there.'
+    )
 
   def save(self) -> None:
     """Starts saving the trainer's state, unless its step is saved."""

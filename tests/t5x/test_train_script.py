@@ -1,14 +1,10 @@
 """The training script as a process: runs, resumes, describes, and complains."""
 
 import json
-import signal
-import subprocess
 import sys
-import time
 
 import scripts
 from scripts import HERE
-from scripts import environment
 
 
 def command(model_dir, *args):
@@ -38,49 +34,6 @@ def losses(model_dir):
     if 'loss' in values:
       found[values['step']] = values['loss']
   return found
-
-
-LONG = (
-    '--gin.TRAIN_STEPS=200',
-    '--gin.utils.SaveCheckpointConfig.period=20',
-    '--gin.utils.SaveCheckpointConfig.keep=3',
-)
-
-
-def kill_while_saving(model_dir, process, first_step):
-  """Sends SIGKILL in the middle of a save; returns whether it was in time."""
-  deadline = time.monotonic() + 90
-  while process.poll() is None and time.monotonic() < deadline:
-    for path in model_dir.glob('checkpoint_*.orbax-checkpoint-tmp*'):
-      if int(path.name.split('.')[0].split('_')[1]) >= first_step:
-        process.send_signal(signal.SIGKILL)
-        return process.wait() == -signal.SIGKILL
-    time.sleep(0.0005)
-  return False
-
-
-def test_a_run_killed_while_saving_goes_on_with_the_same_losses(tmp_path):
-  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-  settings = {'cwd': HERE, 'env': environment(), 'stderr': subprocess.PIPE}
-  with (
-      subprocess.Popen(command(whole, *LONG), **settings) as unbroken,
-      subprocess.Popen(command(broken, *LONG), **settings) as killed,
-  ):
-    assert kill_while_saving(broken, killed, 100), killed.stderr.read()
-    _, stderr = unbroken.communicate(timeout=90)
-    assert unbroken.returncode == 0, stderr
-  assert len(losses(broken)) < 200
-
-  again = run_script(broken, *LONG)
-
-  assert again.returncode == 0, again.stderr
-  assert 'Resuming the run' in again.stderr
-  assert set(losses(whole)) == set(range(1, 201))
-  assert losses(broken) == losses(whole)
-  steps = sorted(int(p.name.split('_')[1]) for p in broken.glob('checkpoint_*'))
-  assert steps == [160, 180, 200]
-  assert not list(broken.glob('*tmp*'))
-  assert (broken / 'config.gin').exists()
 
 
 def test_dry_run_describes_the_run_and_touches_nothing(tmp_path):

@@ -1,0 +1,102 @@
+"""The tiny task with numbered examples, and a model that tells which it saw.
+
+Of each step the curves hold the sum of 2 ** number over its examples, in two
+halves that float32 keeps exactly. Forty powers of two whose sum is 2 ** 40 - 1
+are forty different ones: that is how a test knows an epoch.
+"""
+
+import json
+import os
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import seqio
+import tensorflow as tf
+import tiny_task
+
+from t5x import metrics as metrics_lib
+
+NUM_EXAMPLES = 40
+_HALF = 20
+
+
+def _examples(split, shuffle_files, seed=None):
+  del split, shuffle_files, seed
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(NUM_EXAMPLES, 4)).astype(np.float32)
+  tokens = np.zeros((NUM_EXAMPLES, 6), np.int32)
+  tokens[:, 0] = np.arange(NUM_EXAMPLES)
+  return tf.data.Dataset.from_tensor_slices(
+      {
+          'x': x,
+          'image': rng.integers(0, 255, (NUM_EXAMPLES, 2, 2, 3)).astype('u1'),
+          'tokens': tokens,
+          'flag': x[:, :1] > 0,
+      }
+  )
+
+
+def _pause(dataset):
+  """Reads as slowly as a test asks for, so that it can catch the run at work."""
+  seconds = float(os.environ.get('TINY_PAUSE', '0'))
+
+  def pause(example):
+    def wait(image):
+      time.sleep(seconds)
+      return image
+
+    image = tf.numpy_function(wait, [example['image']], tf.uint8)
+    return {**example, 'image': tf.ensure_shape(image, (2, 2, 3))}
+
+  # Always there: an iterator's saved position fits this pipeline only.
+  return dataset.map(pause)
+
+
+seqio.TaskRegistry.add(
+    'numbered_task',
+    source=seqio.FunctionDataSource(
+        _examples, splits=['train'], num_input_examples={'train': NUM_EXAMPLES}
+    ),
+    preprocessors=[_pause],
+    output_features=tiny_task.OUTPUT_FEATURES,
+)
+
+
+class WatchfulModel(tiny_task.TinyModel):
+  """Adds `seen/low` and `seen/high` to the curves."""
+
+  def loss_fn(self, params, batch, dropout_rng):
+    loss, metrics = super().loss_fn(params, batch, dropout_rng)
+    number = batch['tokens'][:, 0]
+    halves = {'low': number, 'high': number - _HALF}
+    for name, bit in halves.items():
+      mine = (bit >= 0) & (bit < _HALF)
+      power = jnp.where(mine, 2 ** jnp.clip(bit, 0, _HALF - 1), 0)
+      metrics[f'seen/{name}'] = metrics_lib.Sum.from_model_output(
+          power.astype(jnp.float32)
+      )
+    return loss, metrics
+
+
+def curves(model_dir):
+  """Step -> its loss, and what it saw; the last writing of a step counts."""
+  found = {}
+  for line in (model_dir / 'train-metrics.jsonl').read_text().splitlines():
+    try:
+      values = json.loads(line)
+    except ValueError:  # the line in which the process was killed
+      continue
+    if 'loss' in values:
+      seen = int(values['seen/low']) + (int(values['seen/high']) << _HALF)
+      found[values['step']] = values['loss'], seen
+  return found
+
+
+def are_epochs(found, batch_size):
+  """Whether all steps together saw every example once an epoch."""
+  steps = NUM_EXAMPLES // batch_size
+  return all(
+      sum(found[first + i][1] for i in range(steps)) == 2**NUM_EXAMPLES - 1
+      for first in range(1, len(found), steps)
+  )
