@@ -12,5 +12,8 @@ ERROR = 1
 NOT_SAVED = os.EX_IOERR
 # Asked to stop, and saved: the same command goes on from there.
 AGAIN = os.EX_TEMPFAIL
+# Stuck, or out of touch with the other processes: the same command goes on from
+# the last checkpoint.
+STUCK = os.EX_PROTOCOL
 # Stopped by hand, with Ctrl-C, and saved: what a shell has for SIGINT.
 INTERRUPTED = 130

@@ -138,6 +138,11 @@ class Ledger:
       self._seconds[source] -= seconds
       self._seconds[target] += seconds
 
+  def current(self) -> tuple[str, float]:
+    """Returns the category, and the seconds since it was entered."""
+    with self._lock:
+      return self._category, self._clock() - self._since
+
   def seconds(self) -> dict[str, float]:
     """Returns the seconds of this start by category, up to now."""
     with self._lock:

@@ -39,6 +39,7 @@ from t5x import stopping
 from t5x import throughput
 from t5x import unit_loop
 from t5x import wandb_run
+from t5x import watchdog as watchdog_lib
 
 SummarizeConfigFn = Callable[[str, Any, int], None]
 
@@ -81,6 +82,7 @@ def train(
     start_time: float | None = None,
     profile_steps: Sequence[int] | None = None,
     wandb: wandb_run.WandbConfig | None = None,
+    stuck_limits: watchdog_lib.StuckLimits | None = watchdog_lib.DEFAULT_LIMITS,
 ) -> tuple[int, Any]:
   """Trains a model, or goes on where a run in `model_dir` stopped.
 
@@ -119,6 +121,8 @@ def train(
       gives the start of its process.
     profile_steps: (first, end) of the steps to profile, None for none.
     wandb: Weights & Biases gets the scalars as well, None for not.
+    stuck_limits: how long a step, a save … may take before the process ends
+      itself, None for ever.
 
   Returns:
     The last step and the train state (of shapes, in a dry run).
@@ -244,7 +248,7 @@ def train(
     evaluations.close()
     return plan.total, train_state
 
-  with contextlib.ExitStack() as closing:
+  with contextlib.ExitStack() as last, contextlib.ExitStack() as closing:
     # ---- What does the work ------------------------------------------------
     closing.enter_context(preemption.heeded())
     ledger.open(model_dir, first_step)
@@ -291,6 +295,12 @@ def train(
         plan.first, plan.total, data_layout.batch_size
     )
     closing.callback(progress.close)
+    if stuck_limits is not None:
+      watchdog = watchdog_lib.Watchdog(stuck_limits, ledger, watch)
+      # It watches how the others close.
+      last.callback(watchdog.close)
+      closing.push(watchdog.closing)
+    last.push(_sync_at_the_end)
     closing.callback(ledger.enter, 'closing')
     units = unit_loop.UnitLoop(
         trainer=trainer,
@@ -344,6 +354,11 @@ def train(
       evaluations.close()
     ledger.report(last_step, curves, force=True)
     train_state = trainer.train_state
-  multihost.sync_global_devices('train:done')
   logging.info('Finished at step %d.', last_step)
   return last_step, train_state
+
+
+def _sync_at_the_end(kind: type[BaseException] | None, *_) -> None:
+  """Waits, as an `__exit__`, for the other processes, but after an error."""
+  if kind is None:
+    multihost.sync_global_devices('train:done')

@@ -11,8 +11,11 @@ import contextlib
 import importlib
 import logging as python_logging
 import os
+import re
 import sys
 import tempfile
+import time
+import traceback
 from typing import Any
 
 from absl import app
@@ -40,6 +43,16 @@ _CHATTY = ('/orbax/', '/jax/', '/functional_saver.py')
 # Raised for what a user can mend; anything else keeps its traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, NameError)
 
+# Raised where another process of the run is gone, or late.
+_LOST_TOUCH = (jax.errors.JaxRuntimeError, TimeoutError)
+# XLA's errors of collectives come as ValueError too; they start like this.
+_XLA_STATUS = re.compile(
+    '(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): '
+)
+
+# Seconds that the coordinator stays after an error.
+_LINGER = 5.0
+
 # Script by the function that it runs.
 _SCRIPTS = {'train': 't5x.train', 'evaluate': 't5x.eval', 'infer': 't5x.infer'}
 
@@ -65,16 +78,52 @@ def run(main: Callable[[], None]) -> None:
       sys.exit(
           exit_status.INTERRUPTED if preemption.by_hand() else exit_status.AGAIN
       )
-    except _USER_ERRORS as error:
-      if logging.level_debug():
-        raise
-      sys.stderr.write(
-          f'error: {gin_utils.without_addresses(str(error))}\n'
-          '(--verbosity=1 shows where this was raised.)\n'
-      )
-      sys.exit(exit_status.ERROR)
+    except Exception as error:
+      _tell(error)
+      _leave(_status_of(error))
 
   gin_utils.run(guarded)
+
+
+def _tell(error: Exception) -> None:
+  """Writes what went wrong: one message for what a user can mend."""
+  if not isinstance(error, _USER_ERRORS) or logging.level_debug():
+    traceback.print_exception(error)
+    return
+  sys.stderr.write(
+      f'error: {gin_utils.without_addresses(str(error))}\n'
+      '(--verbosity=1 shows where this was raised.)\n'
+  )
+
+
+def _status_of(error: Exception) -> int:
+  if jax.distributed.is_initialized() and (
+      isinstance(error, _LOST_TOUCH) or _XLA_STATUS.match(str(error))
+  ):
+    sys.stderr.write(
+        'Another process is gone or late; its own log may say why. The same '
+        'command goes on from the last checkpoint.\n'
+    )
+    return exit_status.STUCK
+  return exit_status.ERROR
+
+
+def _leave(status: int) -> None:
+  """Ends the process after an error.
+
+  At its end a process waits for the others of its run. After an error they may
+  be dead, or wait for this one in the middle of a step: so it leaves them, and
+  they learn of it by JAX's heartbeats, if not by a broken connection.
+  """
+  if not jax.distributed.is_initialized():
+    sys.exit(status)
+  if status == exit_status.ERROR and jax.process_index() == 0:
+    # Without it the others end as well: they may be about to tell the same.
+    time.sleep(_LINGER)
+  logging.flush()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def _define_flags() -> None:

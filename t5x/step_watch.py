@@ -60,6 +60,8 @@ class StepWatch:
     """
     self._ledger, self._clock = ledger, clock
     self._since = self._asked = self._given = clock()
+    # When the thread began to wait for a step; None while it waits for none.
+    self._waits_since: float | None = None
     self._steps: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
     self._thread = threading.Thread(
         target=self._watch, name='step-watch', daemon=True
@@ -93,6 +95,11 @@ class StepWatch:
     self._steps.put(_Step(self._since, self._asked, self._given, output))
     self._since = self._clock()
 
+  def seconds_on_device(self) -> float:
+    """Returns how long the oldest step that is not done has been waited for."""
+    since = self._waits_since
+    return 0.0 if since is None else self._clock() - since
+
   def close(self) -> None:
     """Waits until the last step is accounted for."""
     self._steps.put(None)
@@ -106,12 +113,13 @@ class StepWatch:
       idle = max(0.0, step.asked - max(step.since, done))
       self._ledger.move('input', 'step', hidden)
       self._ledger.move('step', 'idle', idle)
+      self._waits_since = self._clock()
       try:
         jax.block_until_ready(jax.tree.leaves(step.output)[:1])
       except Exception as error:
         # The loop meets the same error when it reads the metrics.
         logging.warning('A step failed on the device: %s', error)
-      done = self._clock()
+      self._waits_since, done = None, self._clock()
       # Its buffers must not outlive it while the queue is empty.
       del step
 
