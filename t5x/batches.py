@@ -214,9 +214,16 @@ class TrainIterator(dataset_iterator.PeekableDatasetIterator):
       self._ahead = None
 
   def save(self, filename: epath.Path) -> None:
-    """Writes the position to files whose names start with `filename`."""
+    """Writes the position to files whose names start with `filename`.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
     with self._mutex:
-      self._it.save(filename)
+      try:
+        self._it.save(filename)
+      except tf.errors.OpError as error:
+        raise OSError(f'{filename}: {error.message}') from error
       if self._ahead is not None:
         data = serialization.msgpack_serialize(dict(self._ahead))
         _ahead_file(filename).write_bytes(data)

@@ -36,6 +36,8 @@ class SaveCheckpointConfig:
       `local_period`.
     local_period: steps between saves there, None for none.
     local_keep: how many of them to keep.
+    max_failed_saves: how many saves in a row may fail (disk full, no rights)
+      before the run ends; the last one of a run may not.
   """
 
   dtype: str | None = 'float32'
@@ -52,10 +54,11 @@ class SaveCheckpointConfig:
   local_directory: str | None = None
   local_period: int | None = None
   local_keep: int = 1
+  max_failed_saves: int = 0
 
   def __post_init__(self):
     _check_choice('SaveCheckpointConfig.dtype', self.dtype, _SAVE_DTYPES)
-    for name in ('period', 'keep', 'local_period'):
+    for name in ('period', 'keep', 'local_period', 'max_failed_saves'):
       value = getattr(self, name)
       if value is not None and value < 0:
         raise ValueError(

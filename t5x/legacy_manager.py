@@ -159,5 +159,13 @@ class LegacyCheckpointManager:
   def wait_until_finished(self) -> None:
     """Returns at once: saves happen in the foreground."""
 
+  def is_saving_in_progress(self) -> bool:
+    """Tells that no save goes on in the background."""
+    return False
+
+  def recover(self) -> None:
+    """Removes what a save that failed has left."""
+    self._checkpointer.remove_unfinished()
+
   def close(self) -> None:
     """Does nothing: there is nothing to free."""

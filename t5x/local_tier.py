@@ -28,6 +28,7 @@ from t5x import checkpoint_dirs
 from t5x import dataset_item
 from t5x import local_parts
 from t5x import multihost
+from t5x import save_failures
 from t5x import stored_state
 
 _STEP_DIR = re.compile(r'step_(\d+)')
@@ -101,7 +102,7 @@ class LocalTier:
       Whether a save was started; False if the step is there already.
 
     Raises:
-      OSError: if the save before could not be written.
+      SaveError: if the save before could not be written.
     """
     step = int(multihost.get_local_data(train_state.step))
     self.wait_until_finished()
@@ -167,7 +168,7 @@ class LocalTier:
       try:
         pending.result()
       except OSError as error:
-        raise OSError(
+        raise save_failures.SaveError(
             error.errno,
             f'A local save in {self.directory} could not be written: {error}. '
             'Durable checkpoints are as they were. Make room, or set '

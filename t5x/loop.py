@@ -31,6 +31,7 @@ from t5x import multihost
 from t5x import periodic_evaluation
 from t5x import preemption
 from t5x import progress as progress_lib
+from t5x import save_failures
 from t5x import start_state
 from t5x import step_plan
 from t5x import step_profile
@@ -130,6 +131,7 @@ def train(
   Raises:
     ValueError: for settings that contradict each other, or a `model_dir` that
       holds another model.
+    SaveError: if a checkpoint could not be written.
     PreemptionError: asked to stop by a signal or the platform; the state is
       saved.
   """
@@ -275,13 +277,17 @@ def train(
     closing.callback(trainer.close)
     manager = None
     if save_cfg:
-      manager = checkpoint_managers.create_checkpoint_manager(
-          use_orbax=use_orbax,
-          save_cfg=save_cfg,
-          train_state=train_state_shape,
-          partitioner=partitioner,
-          ds_iter=train_iter,
-          model_dir=model_dir,
+      manager = save_failures.GuardedManager(
+          checkpoint_managers.create_checkpoint_manager(
+              use_orbax=use_orbax,
+              save_cfg=save_cfg,
+              train_state=train_state_shape,
+              partitioner=partitioner,
+              ds_iter=train_iter,
+              model_dir=model_dir,
+          ),
+          model_dir,
+          save_cfg.max_failed_saves,
       )
       closing.callback(manager.close)
     if local_tier:

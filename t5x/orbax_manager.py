@@ -33,6 +33,20 @@ STATE_ITEM = checkpoint_reader.STATE_ITEM
 DATASET_ITEM = dataset_item.ITEM
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's manager, which leaves the notice of preemption to the loop.
+
+  It would ask JAX's service from a thread of its own, for the step that was
+  saved; the service takes that for the step at hand, and could then make
+  processes stop after different steps.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    """Tells that there is none."""
+    del step
+    return False
+
+
 class OrbaxCheckpointManagerInterface:
   """Saves and restores train states of one run."""
 
@@ -97,7 +111,8 @@ class OrbaxCheckpointManagerInterface:
         if layout
         else ''
     )
-    options = ocp.CheckpointManagerOptions(
+    self._get_options = functools.partial(
+        ocp.CheckpointManagerOptions,
         save_interval_steps=0 if read_only else period or 1,
         save_on_steps=tuple(checkpoint_steps or ()),
         preservation_policy=retention.get_policy(
@@ -113,7 +128,20 @@ class OrbaxCheckpointManagerInterface:
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
     )
-    self._manager = ocp.CheckpointManager(
+    # The policy decides. Orbax refuses these beside one, yet readers of the
+    # options expect them.
+    self._read_options = {
+        'max_to_keep': keep,
+        'keep_period': force_keep_period,
+        'best_mode': metric_mode,
+        'keep_checkpoints_without_metrics': keep_checkpoints_without_metrics,
+    }
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    """Opens Orbax's manager, which removes what is half written."""
+    options = self._get_options()
+    manager = _Manager(
         self._directory,
         options=options,
         item_handlers={
@@ -121,12 +149,9 @@ class OrbaxCheckpointManagerInterface:
             DATASET_ITEM: dataset_item.DatasetCheckpointHandler(),
         },
     )
-    # The policy decides. Orbax refuses these beside one, yet readers of the
-    # options expect them.
-    options.max_to_keep = keep
-    options.keep_period = force_keep_period
-    options.best_mode = metric_mode
-    options.keep_checkpoints_without_metrics = keep_checkpoints_without_metrics
+    for name, value in self._read_options.items():
+      setattr(options, name, value)
+    return manager
 
   @functools.cached_property
   def _mesh_axes(self) -> Mapping[str, Any]:
@@ -235,6 +260,22 @@ class OrbaxCheckpointManagerInterface:
   def wait_until_finished(self) -> None:
     """Waits for background saves; raises what went wrong in them."""
     self._manager.wait_until_finished()
+
+  def is_saving_in_progress(self) -> bool:
+    """Tells whether a save goes on in the background."""
+    return self._manager.is_saving_in_progress()
+
+  def recover(self) -> None:
+    """Makes the next save possible after one failed; removes what is left.
+
+    Orbax's manager keeps the errors of its threads, and so makes room for
+    another one. All processes must call this together.
+    """
+    try:
+      self._manager.close()
+    except Exception as error:
+      logging.warning('Closing after a failed save: %s', error)
+    self._manager = self._open()
 
   def close(self) -> None:
     """Finishes background saves and frees the manager."""

@@ -8,6 +8,7 @@ import comes after all that can be told without it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import errno
 import importlib
 import logging as python_logging
 import os
@@ -28,6 +29,7 @@ from t5x import exit_status
 from t5x import gin_syntax
 from t5x import gin_utils
 from t5x import preemption
+from t5x import save_failures
 
 # The flags are those of the script that runs: `--help` shows them.
 flags.disclaim_key_flags()
@@ -49,6 +51,8 @@ _LOST_TOUCH = (jax.errors.JaxRuntimeError, TimeoutError)
 _XLA_STATUS = re.compile(
     '(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): '
 )
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # Seconds that the coordinator stays after an error.
 _LINGER = 5.0
@@ -79,10 +83,30 @@ def run(main: Callable[[], None]) -> None:
           exit_status.INTERRUPTED if preemption.by_hand() else exit_status.AGAIN
       )
     except Exception as error:
+      error = _first_of_writing(error) or error
       _tell(error)
       _leave(_status_of(error))
 
   gin_utils.run(guarded)
+
+
+def _first_of_writing(error: BaseException) -> Exception | None:
+  """Returns the first error of a full disk that led to this one, or None.
+
+  A full disk also hits what a run writes on its way out.
+  """
+  found = None
+  link: BaseException | None = error
+  while link is not None:
+    if isinstance(link, save_failures.SaveError):
+      return link
+    if isinstance(link, OSError) and link.errno in _FULL:
+      found = link
+    link = link.__context__
+  return found and save_failures.SaveError(
+      f'{found}: a disk is full. Make room where MODEL_DIR lies, or where the '
+      'named file does, and start again; checkpoints are as they were.'
+  )
 
 
 def _tell(error: Exception) -> None:
@@ -97,6 +121,8 @@ def _tell(error: Exception) -> None:
 
 
 def _status_of(error: Exception) -> int:
+  if isinstance(error, save_failures.SaveError):
+    return exit_status.NOT_SAVED
   if jax.distributed.is_initialized() and (
       isinstance(error, _LOST_TOUCH) or _XLA_STATUS.match(str(error))
   ):
@@ -117,7 +143,7 @@ def _leave(status: int) -> None:
   """
   if not jax.distributed.is_initialized():
     sys.exit(status)
-  if status == exit_status.ERROR and jax.process_index() == 0:
+  if status != exit_status.STUCK and jax.process_index() == 0:
     # Without it the others end as well: they may be about to tell the same.
     time.sleep(_LINGER)
   logging.flush()

@@ -31,7 +31,7 @@ class UnitLoop:
     evaluations: what is measured on held-out data.
     progress: tells a person.
     actions: what may end the run early.
-    manager: saves, or None.
+    manager: a `save_failures.GuardedManager`, or None.
     save_cfg: how, or None.
     local_tier: saves often, on the machines' own disks, or None.
     ledger: counts where the time goes.
@@ -60,6 +60,7 @@ class UnitLoop:
       The last step; the trainer holds its state, and it is saved.
 
     Raises:
+      SaveError: if a checkpoint could not be written.
       PreemptionError: asked to stop; the state is saved.
     """
     step = self.plan.first
@@ -145,6 +146,8 @@ class UnitLoop:
       self.profile.stop(step, summary)
       self.progress.advance(step, summary)
       self.ledger.report(step, self.trainer.train_metrics_manager)
+      if self.manager is not None:
+        self.manager.check()
       if self.actions and self.actions.get('TRAIN'):
         with self.ledger.spend('step'):
           values = summary.result()
@@ -177,7 +180,7 @@ class UnitLoop:
   def _wait_for_saves(self) -> None:
     if self.manager is not None:
       with self.ledger.spend('checkpoint_wait'):
-        self.manager.wait_until_finished()
+        self.manager.finish()
     if self.local_tier is not None:
       with self.ledger.spend('checkpoint_wait'):
         self.local_tier.wait_until_finished()
