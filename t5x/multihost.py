@@ -2,12 +2,25 @@
 
 from collections.abc import Iterator
 import contextlib
+import re
 import time
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+
+# What collectives and barriers say, in errors of whatever class.
+_OF_OTHERS = re.compile(r'\bgloo\b|\bbarrier\b|CoordinationService', re.I)
+
+
+def is_lost_touch(error: BaseException) -> bool:
+  """Tells whether an error means that another process is gone, or late."""
+  if not jax.distributed.is_initialized():
+    return False
+  return isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)) or bool(
+      _OF_OTHERS.search(str(error))
+  )
 
 
 def sync_global_devices(name: str) -> None:

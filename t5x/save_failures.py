@@ -132,6 +132,10 @@ class GuardedManager:
     if self._must_agree:
       everyone = multihost_utils.process_allgather(np.asarray([failed]))
       failed = bool(everyone.any())
+    elif error is not None and multihost.is_lost_touch(error):
+      # Not the disk: nobody is there to write the rest.
+      self._has_raised = True
+      raise error
     if not failed:
       self._num_failed = 0
       return

@@ -12,7 +12,6 @@ import errno
 import importlib
 import logging as python_logging
 import os
-import re
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from t5x import distributed
 from t5x import exit_status
 from t5x import gin_syntax
 from t5x import gin_utils
+from t5x import multihost
 from t5x import preemption
 from t5x import save_failures
 
@@ -45,13 +45,7 @@ _CHATTY = ('/orbax/', '/jax/', '/functional_saver.py')
 # Raised for what a user can mend; anything else keeps its traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, NameError)
 
-# Raised where another process of the run is gone, or late.
-_LOST_TOUCH = (jax.errors.JaxRuntimeError, TimeoutError)
-# XLA's errors of collectives come as ValueError too; they start like this.
-_XLA_STATUS = re.compile(
-    '(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): '
-)
-
+# The errors of a full disk.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # Seconds that the coordinator stays after an error.
@@ -123,9 +117,7 @@ def _tell(error: Exception) -> None:
 def _status_of(error: Exception) -> int:
   if isinstance(error, save_failures.SaveError):
     return exit_status.NOT_SAVED
-  if jax.distributed.is_initialized() and (
-      isinstance(error, _LOST_TOUCH) or _XLA_STATUS.match(str(error))
-  ):
+  if multihost.is_lost_touch(error):
     sys.stderr.write(
         'Another process is gone or late; its own log may say why. The same '
         'command goes on from the last checkpoint.\n'

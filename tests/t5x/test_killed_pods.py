@@ -1,0 +1,98 @@
+"""Runs of several processes, killed and asked to stop at seeded moments."""
+
+import random
+import signal
+import time
+
+import numbered_task
+import processes
+import pytest
+
+from t5x import checkpoints
+from t5x import exit_status
+
+TOTAL = 200
+# What is left of a run that lost a process: JAX's abort, or our own status.
+LOST = (-signal.SIGABRT, exit_status.STUCK)
+
+
+def pod(count, model_dir, logs, pause=0.004):
+  command = [
+      '-m',
+      't5x.train',
+      '--gin_file=numbered.gin',
+      f"--gin.MODEL_DIR='{model_dir}'",
+      f'--gin.TRAIN_STEPS={TOTAL}',
+      '--gin.utils.SaveCheckpointConfig.period=10',
+  ]
+  if count > 1:
+    command += [*processes.FLAGS, '--heartbeat_timeout=10']
+  return processes.Pod(count, command, logs, env={'TINY_PAUSE': str(pause)})
+
+
+def last_step(model_dir):
+  if not (model_dir / 'train-metrics.jsonl').exists():
+    return 0
+  return max(numbered_task.curves(model_dir), default=0)
+
+
+def wait_for_step(started, model_dir, step):
+  end = time.monotonic() + 120
+  while last_step(model_dir) < step:
+    assert time.monotonic() < end, started.tails()
+    assert all(p.poll() is None for p in started.processes), started.tails()
+    time.sleep(0.02)
+
+
+def test_a_notice_to_one_stops_all_and_a_death_ends_all(tmp_path):
+  run = tmp_path / 'run'
+  with pod(2, run, tmp_path / 'asked') as started:
+    wait_for_step(started, run, 12)
+    started.kill(1, signal.SIGTERM)
+    assert started.wait(90) == [exit_status.AGAIN] * 2, started.tails()
+    ends = [started.err(i).splitlines()[-1] for i in range(2)]
+  step = checkpoints.latest_step(str(run))
+  assert step == last_step(run) < TOTAL
+  assert all(f'after step {step}, which is saved' in end for end in ends)
+
+  with pod(2, run, tmp_path / 'killed') as started:
+    wait_for_step(started, run, step + 2)
+    started.kill(1)
+    # The heartbeat's ten seconds, and some for a loaded machine.
+    survivor, killed = started.wait(60)
+    assert killed == -signal.SIGKILL
+    assert survivor in LOST, started.tails()
+  assert checkpoints.latest_step(str(run)) >= step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('count', 'kills'), [(1, 8), (2, 8), (4, 4)])
+def test_kills_at_random_leave_the_losses_alone(tmp_path, count, kills):
+  draw = random.Random(count)
+  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+  for kill in range(kills):
+    number = draw.choice([signal.SIGKILL, signal.SIGTERM])
+    victims = draw.choice([[draw.randrange(count)], range(count)])
+    with pod(count, broken, tmp_path / f'kill-{kill}') as started:
+      saved = checkpoints.latest_step(str(broken)) or 0
+      wait_for_step(started, broken, saved + draw.randint(1, 18))
+      time.sleep(draw.random() * 0.1)
+      for victim in victims:
+        started.kill(victim, number)
+      statuses = started.wait(120)
+    for index, status in enumerate(statuses):
+      if number == signal.SIGTERM:
+        allowed = (exit_status.AGAIN,)
+      elif index in victims:
+        allowed = (-signal.SIGKILL,)
+      else:
+        allowed = LOST
+      assert status in allowed, f'{kill} {number} {statuses}\n{started.tails()}'
+  for model_dir in (broken, whole):
+    with pod(count, model_dir, tmp_path / f'end-{model_dir.name}', 0) as ending:
+      ending.check()
+  expected = numbered_task.curves(whole)
+  assert set(expected) == set(range(1, TOTAL + 1))
+  assert numbered_task.are_epochs(expected, batch_size=8)
+  assert numbered_task.curves(broken) == expected
+  assert not list(broken.glob('*tmp*'))
