@@ -2,6 +2,7 @@
 
 import errno
 import pathlib
+import time
 
 from hypothesis import given
 from hypothesis import settings
@@ -102,12 +103,16 @@ class Crash(Exception):
   pass
 
 
-def crashing(step):
+def crashing(step, durable):
   class Crashes(trainer.Trainer):
 
     def train(self, batch_iter, num_steps, start_step=None):
       if start_step >= step:
         raise Crash
+      # Local saves note which durable one there was: let that be the same
+      # however fast the steps are.
+      while start_step > 5 and not durable.exists():
+        time.sleep(0.01)
       return super().train(batch_iter, num_steps, start_step)
 
   return lambda **kwargs: Crashes(
@@ -135,7 +140,7 @@ class Run:
     kwargs = run_kwargs(self.model_dir, **{**self.settings, **overrides})
     if crash_at is None:
       return loop.train(**kwargs)
-    kwargs['trainer_cls'] = crashing(crash_at)
+    kwargs['trainer_cls'] = crashing(crash_at, self.model_dir / 'checkpoint_5')
     with pytest.raises(Crash):
       loop.train(**kwargs)
 
