@@ -3,6 +3,7 @@
 import importlib
 import json
 
+import processes
 import pytest
 import scripts
 
@@ -161,3 +162,43 @@ def test_examples_of_a_file_are_inferred_like_those_of_a_task(
     for rows in (from_file, from_task):
       assert rows['inputs']['inputs_pretokenized']
   assert len(read_lines(path)) == len(read_lines(task)) == 5
+
+
+def run_on_two(module, directory, *args):
+  """Runs a script as two processes with a device each."""
+  command = ['-m', module, *processes.FLAGS, *args]
+  with processes.Pod(2, command, directory) as pod:
+    pod.check()
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_like_one(tuned_dir, tmp_path):
+  run_on_two(
+      't5x.eval',
+      tmp_path / 'logs',
+      '--gin_file=tiny_t5_eval.gin',
+      f"--gin.CHECKPOINT_PATH='{tuned_dir / 'checkpoint_44'}'",
+      f"--gin.EVAL_OUTPUT_DIR='{tmp_path / 'out'}'",
+  )
+  results = 'inference_eval/tiny_text-metrics.jsonl'
+  (evaluated,) = read_lines(tmp_path / 'out' / results)
+  trained = read_lines(tuned_dir / results)[-1]
+  assert set(evaluated) == set(trained)
+  for name, value in trained.items():
+    assert evaluated[name] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_infer_like_one(tuned_dir, inferred_dir, tmp_path):
+  run_on_two(
+      't5x.infer',
+      tmp_path / 'logs',
+      '--gin_file=tiny_t5_infer.gin',
+      f"--gin.CHECKPOINT_PATH='{tuned_dir / 'checkpoint_44'}'",
+      f"--gin.INFER_OUTPUT_DIR='{tmp_path / 'out'}'",
+      '--gin.infer_script.infer.checkpoint_period=1',
+  )
+  name = 'tiny_text-predict.jsonl-00000-of-00001'
+  alone = (inferred_dir / name).read_bytes()
+  assert (tmp_path / 'out' / name).read_bytes() == alone
+  assert not list((tmp_path / 'out').glob('tmp-*'))
