@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 
+from t5x import data_stream
+
 BatchSpec = Mapping[str, jax.ShapeDtypeStruct]
 
 
@@ -171,7 +173,8 @@ class TrainIterator(dataset_iterator.PeekableDatasetIterator):
   """The training stream: global arrays, a peek, and an exact saved position.
 
   A batch that was peeked at but not taken is saved beside the position, so
-  that no batch is ever lost or seen twice.
+  that no batch is ever lost or seen twice; a stream by places
+  (`data_stream`) is saved as the place before it.
   """
 
   def __init__(
@@ -207,6 +210,23 @@ class TrainIterator(dataset_iterator.PeekableDatasetIterator):
       batch = self._look()
     return to_global(batch, self._partitioner, self._batch_size)
 
+  @property
+  def is_same_for_all_shards(self) -> bool:
+    """Whether what one data shard saved, every shard of any run can restore."""
+    return isinstance(self._it, data_stream.StreamIterator)
+
+  def scalars(self) -> Mapping[str, float]:
+    """Tells how far the stream is, if it knows (`data_stream.Stream`)."""
+    if not isinstance(self._it, data_stream.StreamIterator):
+      return {}
+    with self._mutex:
+      place = self._it.place - self._it.stream.batch_size * self._num_ahead
+    return self._it.stream.scalars(place)
+
+  @property
+  def _num_ahead(self) -> int:
+    return int(self._ahead is not None)
+
   def reset(self) -> None:
     """Starts the stream anew."""
     with self._mutex:
@@ -220,6 +240,9 @@ class TrainIterator(dataset_iterator.PeekableDatasetIterator):
       OSError: if it cannot be written.
     """
     with self._mutex:
+      if isinstance(self._it, data_stream.StreamIterator):
+        self._it.save(filename, self._num_ahead)
+        return
       try:
         self._it.save(filename)
       except tf.errors.OpError as error:
@@ -271,7 +294,9 @@ def prepare_train_iter(
   Raises:
     TypeError: for anything else to read from.
   """
-  if isinstance(train_iter, tf.data.Dataset):
+  if data_stream.stream_of(train_iter) is not None:
+    train_iter = data_stream.StreamIterator(train_iter)
+  elif isinstance(train_iter, tf.data.Dataset):
     save, restore = checkpoint_cfg.save, checkpoint_cfg.restore
     keeps_position = bool(
         (save and save.save_dataset) or (restore and restore.restore_dataset)

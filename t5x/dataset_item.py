@@ -1,6 +1,7 @@
 """The item `dataset` of a checkpoint: where the input pipeline stands."""
 
 import dataclasses
+import re
 from typing import Any
 
 from etils import epath
@@ -13,6 +14,13 @@ PREFIX = 'train_ds'
 def get_filename(shard_id: int, num_shards: int) -> str:
   """Returns how the files of a data shard start."""
   return f'{PREFIX}-{shard_id:03d}-of-{num_shards:03d}'
+
+
+def list_shards(directory: epath.PathLike) -> list[str]:
+  """Returns how the files of each saved data shard start."""
+  names = [path.name for path in epath.Path(directory).glob(f'{PREFIX}-*')]
+  pattern = re.compile(rf'{PREFIX}-\d+-of-\d+')
+  return sorted({m[0] for m in map(pattern.match, names) if m})
 
 
 class DatasetCheckpointHandler(ocp.CheckpointHandler):

@@ -11,6 +11,7 @@ from absl import logging
 import seqio
 import tensorflow as tf
 
+from t5x import data_stream
 from t5x import multihost
 
 
@@ -122,6 +123,9 @@ def get_dataset(
 ) -> tf.data.Dataset:
   """Returns one data shard of a config as batches of model features.
 
+  Where all sources can be read by places, the order of an endless data set is
+  a function of the step, on any number of hosts (`data_stream`).
+
   Args:
     cfg: what to read.
     shard_id: which shard.
@@ -149,9 +153,20 @@ def get_dataset(
   mixture_or_task = get_mixture_or_task(cfg)
   check_split(cfg)
   seed = multihost.shared_time_seed() if cfg.seed is None else cfg.seed
-  with reading(cfg):
+  by_places = num_epochs is None and data_stream.can_read_places(
+      mixture_or_task, cfg.split, shuffle=cfg.shuffle, use_cached=cfg.use_cached
+  )
+
+  def open_at(start: int, seed: int) -> tf.data.Dataset:
+    provider = mixture_or_task
+    shard = seqio.ShardInfo(index=shard_id, num_shards=num_shards)
+    if by_places:
+      provider = data_stream.interleaved(provider, cfg.split, seed)
+      shard = data_stream.StreamShard(
+          shard_id, num_shards, batch_size=cfg.batch_size, start=start
+      )
     dataset = seqio.get_dataset(
-        mixture_or_task_name=mixture_or_task,
+        mixture_or_task_name=provider,
         task_feature_lengths=cfg.task_feature_lengths,
         dataset_split=cfg.split,
         shuffle=cfg.shuffle,
@@ -159,12 +174,20 @@ def get_dataset(
         feature_converter=feature_converter_cls(
             pack=cfg.pack, use_custom_packing_ops=cfg.use_custom_packing_ops
         ),
-        shard_info=seqio.ShardInfo(index=shard_id, num_shards=num_shards),
+        shard_info=shard,
         use_cached=cfg.use_cached,
         seed=seed,
         trim_output_features=cfg.trim_output_features,
     )
-  return dataset.batch(cfg.batch_size // num_shards, drop_remainder=True)
+    dataset = dataset.batch(cfg.batch_size // num_shards, drop_remainder=True)
+    if by_places:
+      data_stream.attach(
+          dataset, open_at, provider, cfg.split, cfg.batch_size, seed
+      )
+    return dataset
+
+  with reading(cfg):
+    return open_at(0, seed)
 
 
 @contextlib.contextmanager
@@ -238,9 +261,16 @@ def get_training_eval_datasets(
         num_epochs=eval_steps * cfg.batch_size,
         continue_from_last_checkpoint=False,
     )
-    dataset = dataset.unbatch().repeat().shard(num_shards, shard_id)
-    dataset = dataset.batch(cfg.batch_size // num_shards, drop_remainder=True)
+    dataset = dataset.unbatch().repeat()
+    dataset = dataset.batch(cfg.batch_size, drop_remainder=True)
     dataset = dataset.take(eval_steps)
+    rows = cfg.batch_size // num_shards
+    if num_shards > 1:
+      # The rows of one batch, in order: the same for any number of shards.
+      here = slice(shard_id * rows, (shard_id + 1) * rows)
+      dataset = dataset.map(
+          lambda batch: {name: x[here] for name, x in batch.items()}
+      )
     return dataset.cache() if cfg.use_memory_cache else dataset
 
   datasets = {}

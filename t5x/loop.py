@@ -344,6 +344,7 @@ def train(
       curves.interval_scalars = throughput.of_run(
           trainer, first_batch, partitioner, data_layout.batch_size
       ).scalars
+      curves.position_scalars = train_iter.scalars
       del first_batch
     ledger.enter('compile')
     evaluations.compile(trainer)

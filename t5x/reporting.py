@@ -74,6 +74,7 @@ class MetricsManager:
     summary_dir: the directory of this kind, None without output.
     interval_scalars: `(seconds, num_steps) -> scalars`, written with the
       metrics of an interval; None for none.
+    position_scalars: `() -> scalars` of where the data stand, likewise.
   """
 
   def __init__(
@@ -94,6 +95,7 @@ class MetricsManager:
     self.interval_scalars: (
         Callable[[float, int], Mapping[str, float]] | None
     ) = None
+    self.position_scalars: Callable[[], Mapping[str, float]] | None = None
     self._writes = bool(summary_dir) and jax.process_index() == 0
     self._pool = asynclib.Pool(thread_name_prefix=name, max_workers=1)
     self._duration_timer = _DurationTimer(self._pool, clock)
@@ -176,6 +178,8 @@ class MetricsManager:
     """
     duration = self._duration_timer.stop(block_on=metrics)
     step = int(step)
+    # Read now: the stream moves on while the device still works.
+    position = dict(self.position_scalars()) if self.position_scalars else {}
 
     def summarize() -> dict[str, clu.values.Value]:
       host_metrics = jax.device_get(dict(metrics))
@@ -192,10 +196,11 @@ class MetricsManager:
         from clu import metric_writers
 
         metric_writers.write_values(self.summary_writer, step, values)
+        scalars = dict(position)
         if self.interval_scalars is not None:
-          self.summary_writer.write_scalars(
-              step, self.interval_scalars(duration.result(), num_steps)
-          )
+          scalars |= self.interval_scalars(duration.result(), num_steps)
+        if scalars:
+          self.summary_writer.write_scalars(step, scalars)
       return values
 
     future: Any = self._pool(summarize)()

@@ -120,6 +120,18 @@ def restore_dataset(path: str, iterator: Any, filename: str) -> None:
     if list(epath.Path(directory).glob(f'{filename}*')):
       iterator.restore(epath.Path(directory) / filename)
       return
+    others = dataset_item.list_shards(directory)
+    if others and getattr(iterator, 'is_same_for_all_shards', False):
+      iterator.restore(epath.Path(directory) / others[0])
+      return
+    if others:
+      saved = int(others[0].rpartition('-')[2])
+      raise FileNotFoundError(
+          f'{directory} holds the input pipeline of {saved} data shards, this '
+          f'run reads {filename}. Run on as many hosts, or set '
+          'RestoreCheckpointConfig.restore_dataset = False to start the data '
+          'anew.'
+      )
   raise FileNotFoundError(
       f'{path} holds no state of the input pipeline ({filename}). '
       'Set RestoreCheckpointConfig.restore_dataset (or '

@@ -223,7 +223,7 @@ def preprocess(
       caption_weight=caption_weight,
       with_masks=with_masks,
   )
-  # A crop may show none of the objects: no row, no example.
+  # A crop may show none of the objects: a picture without prompts.
   return steps.run(
       dataset, parse_record, choose, finish, ROW_FIELDS, sizes['N']
   )

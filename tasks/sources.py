@@ -25,6 +25,7 @@ ENVIRONMENT_VARIABLE = 'PIXEL_LLM_DATA_DIR'
 DEFAULT_DATA_DIR = 'data'
 MANIFEST = 'manifest.json'
 SCHEMA_VERSION = 1
+TRAINING = 'training'
 
 
 def data_dir() -> pathlib.Path:
@@ -38,7 +39,7 @@ class ArrayRecordSource(seqio.DataSource):
   Each element has
   * `record`: the serialized `tf.train.Example`,
   * `index`: its number in the split,
-  * `training`: whether the split is one to train on,
+  * `training`: True, in splits to train on; others have no such field,
   * `seed`: int64 [2], a function of (seed, epoch, index). Preprocessors draw
     from it alone, so an example looks the same however many hosts there are.
 
@@ -46,6 +47,10 @@ class ArrayRecordSource(seqio.DataSource):
   sets in memory in their first epoch's order, and save them with every
   checkpoint. `num_records` tells the number.
   """
+
+  # T5X here then makes the order of a run a function of the step alone, and
+  # asks for places (`t5x.data_stream`); upstream asks for shards.
+  reads_places = True
 
   def __init__(
       self,
@@ -135,7 +140,8 @@ class ArrayRecordSource(seqio.DataSource):
       split: name of the split.
       shuffle: whether to permute the records anew each epoch.
       seed: of the permutation and of the examples' seeds; None draws one.
-      shard_info: reads every `num_shards`-th place of the order only.
+      shard_info: reads every `num_shards`-th place of the order only; one
+        with `places` names the places itself, in all epochs.
       sequence_length: unused.
       use_cached: unused.
       num_epochs: unused, SeqIO repeats the data set.
@@ -154,32 +160,33 @@ class ArrayRecordSource(seqio.DataSource):
           f'{self.directory(split)} holds no record: the converter rejected'
           ' everything, see rejects.jsonl there.'
       )
-    shard = shard_info or seqio.ShardInfo(index=0, num_shards=1)
+    own_seed = tf.constant(seed or 0, tf.int64)
+    # A field that is there or not can be told before any element is read.
+    is_training = split in self._training_splits
+    marks = {TRAINING: tf.constant(True)} if is_training else {}
 
-    def places_of_epoch(epoch_seed: tf.Tensor) -> tf.data.Dataset:
-      key = tf.stack([epoch_seed, tf.constant(seed or 0, tf.int64)])
+    def record_number(
+        epoch_seed: tf.Tensor, place: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+      key, index = tf.stack([epoch_seed, own_seed]), place
+      if shuffle:
+        index = tf.random.experimental.index_shuffle(
+            place, key, tf.constant(num_records - 1, tf.int64)
+        )
+      return {
+          'index': index,
+          **marks,
+          'seed': tf.random.fold_in(key, index),
+      }
 
-      def record_number(place: tf.Tensor) -> dict[str, tf.Tensor]:
-        index = place
-        if shuffle:
-          index = tf.random.experimental.index_shuffle(
-              place, key, tf.constant(num_records - 1, tf.int64)
-          )
-        return {
-            'index': index,
-            'training': tf.constant(split in self._training_splits),
-            'seed': tf.random.fold_in(key, index),
-        }
-
-      places = tf.data.Dataset.range(shard.index, num_records, shard.num_shards)
-      return places.map(record_number)
-
-    # One random number an epoch: the generator is part of the iterator's
-    # checkpoint, and is drawn again each time the data set is repeated.
-    epochs = tf.data.Dataset.random(
-        seed=seed, rerandomize_each_iteration=True
-    ).take(1)
-    records = epochs.flat_map(places_of_epoch).map(
+    places = getattr(shard_info, 'places', None)
+    if places is not None:
+      numbers = places().map(
+          lambda place: record_number(place // num_records, place % num_records)
+      )
+    else:
+      numbers = _one_epoch(num_records, seed, shard_info).map(record_number)
+    records = numbers.map(
         functools.partial(_read, shards), num_parallel_calls=tf.data.AUTOTUNE
     )
     # Checkpoints then hold the places of the readers, not what lies between
@@ -196,6 +203,22 @@ class ArrayRecordSource(seqio.DataSource):
         f' set). Set {ENVIRONMENT_VARIABLE}, or convert the data first:'
         f' `{self._build_command}`.'
     )
+
+
+def _one_epoch(
+    num_records: int, seed: int | None, shard_info: seqio.ShardInfo | None
+) -> tf.data.Dataset:
+  """Returns the places of a shard, with a number of the epoch's own."""
+  shard = shard_info or seqio.ShardInfo(index=0, num_shards=1)
+
+  def places(epoch_seed: tf.Tensor) -> tf.data.Dataset:
+    places = tf.data.Dataset.range(shard.index, num_records, shard.num_shards)
+    return places.map(lambda place: (epoch_seed, place))
+
+  # One random number an epoch: the generator is part of the iterator's
+  # checkpoint, and is drawn again each time the data set is repeated.
+  epochs = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+  return epochs.take(1).flat_map(places)
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,6 +4,10 @@
 shows, `split_rows` makes several examples where evaluation has more rows than
 prompts, and `finish` decodes the picture and makes the features: only what was
 drawn is ever decoded.
+
+In training one record is one example, also where a view shows none of its
+boxes: such a picture has no prompt and joins no loss. Streams by places
+(`t5x.data_stream`) rely on it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tasks import outputs
+from tasks import sources
 
 Example = Mapping[str, tf.Tensor]
 Step = Callable[[Example], dict[str, tf.Tensor]]
@@ -26,12 +31,12 @@ def run(
     row_fields: tuple[str, ...],
     num_prompts: int,
 ) -> tf.data.Dataset:
-  """Turns records into examples of 1 to N prompts.
+  """Turns records into examples of up to N prompts.
 
   Args:
     dataset: of a `sources.ArrayRecordSource`.
     parse: a record to its fields.
-    choose: keeps the rows that are shown; none gives no example.
+    choose: keeps the rows that are shown, at most N in training.
     finish: makes the features.
     row_fields: names of the fields that have one row a prompt.
     num_prompts: N.
@@ -43,9 +48,12 @@ def run(
   def map_in_parallel(data: tf.data.Dataset, step: Step) -> tf.data.Dataset:
     return data.map(step, num_parallel_calls=tf.data.AUTOTUNE)
 
+  spec: Any = dataset.element_spec
+  is_training = sources.TRAINING in spec
   dataset = map_in_parallel(dataset, parse)
   dataset = map_in_parallel(dataset, choose)
-  dataset = outputs.split_rows(dataset, row_fields, num_prompts)
+  if not is_training:
+    dataset = outputs.split_rows(dataset, row_fields, num_prompts)
   return map_in_parallel(dataset, finish)
 
 
@@ -96,7 +104,7 @@ def picture_fields(
           tf.stack([record['image/height'], record['image/width']]), tf.int32
       ),
       'seed': place['seed'],
-      'training': place['training'],
+      'training': tf.constant(sources.TRAINING in place),
   }
 
 

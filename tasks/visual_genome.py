@@ -107,7 +107,7 @@ def preprocess(
       vocabulary=output_features['text_tokens'].vocabulary,
       detection=detection,
   )
-  # A crop may show none of the regions: no row, no example.
+  # A crop may show none of the regions: a picture without prompts.
   return steps.run(dataset, parse, choose, finish, ROW_FIELDS, sizes['N'])
 
 

@@ -139,3 +139,19 @@ def test_vocabularies_of_model_and_data_must_agree():
   with pytest.raises(ValueError, match='do not match'):
     datasets.verify_matching_vocabs(cfg, model)
   datasets.verify_matching_vocabs(cfg, types.SimpleNamespace())
+
+
+def test_shards_of_held_out_batches_are_their_rows_in_order():
+  def batches_of(shard_id, num_shards):
+    (dataset,) = datasets.get_training_eval_datasets(
+        dataset_cfg('validation', 'tiny_plain_task', shuffle=False),
+        shard_id,
+        num_shards,
+        3,
+        tiny_task.Converter,
+    ).values()
+    return [batch['x'] for batch in dataset.as_numpy_iterator()]
+
+  parts = zip(*(batches_of(i, 4) for i in range(4)))
+  joined = [np.concatenate(part) for part in parts]
+  np.testing.assert_array_equal(joined, batches_of(0, 1))

@@ -1,6 +1,7 @@
 """Regions, captions, conversations and lists, and the mixtures of recipes."""
 
 import collections
+import functools
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from pixel_llm import features
 from pixel_llm.evaluation import predictions
 from tasks import coco_captions
 from tasks import located_captions
+from tasks import visual_genome
 
 LENGTHS = features.feature_lengths(96, 4, 24, 12)
 SMALL = features.feature_lengths(96, 1, 24, 8)
@@ -210,3 +212,31 @@ def test_every_recipe_has_its_mixture():
   assert weights['pixel_llm_trace'] == {'coco_caption': 1, 'ln_coco_trace': 2}
   assert list(weights['pixel_llm_ref'].values()) == [1, 5, 1]
   assert list(weights['pixel_llm_joint'].values()) == [3, 1, 1, 5, 1, 5, 5]
+
+
+def test_a_view_without_any_box_is_a_picture_without_prompts(data_dir):
+  task = seqio.get_mixture_or_task('refcoco_sample_refexp')
+  records = task.source.num_records('train')
+  examples = _examples(
+      'refcoco_sample_refexp', split='train', seed=1, num_epochs=2
+  )
+  assert len(examples) == 2 * records
+  # Crops of a far corner: most views show no region.
+  close = seqio.Task(
+      'close_regions',
+      source=seqio.get_mixture_or_task('vg_sample_densecap').source,
+      preprocessors=[
+          functools.partial(
+              visual_genome.preprocess, scale_range=(20.0, 20.0), detection=True
+          )
+      ],
+      output_features=seqio.get_mixture_or_task(
+          'vg_sample_densecap'
+      ).output_features,
+      shuffle_buffer_size=None,
+  )
+  bare = 0
+  for example in close.get_dataset(LENGTHS, split='train', seed=2):
+    rows = {name: example[name].shape[0] for name in ('boxes', 'text_tokens')}
+    bare += not any(rows.values())
+  assert bare

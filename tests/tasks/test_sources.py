@@ -70,7 +70,7 @@ def test_without_shuffling_the_records_keep_their_order(source):
 def test_only_training_splits_are_marked_so(source):
   for split, training in (('train', True), ('real_val', False)):
     place = next(iter(source.get_dataset(split)))
-    assert bool(place['training']) is training
+    assert (sources.TRAINING in place) is training
 
 
 def test_missing_data_names_file_variable_and_command(tmp_path, monkeypatch):
