@@ -7,6 +7,7 @@ import processes
 import pytest
 
 from t5x import distributed
+from t5x import exit_status
 
 NO_SCHEDULER = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
 SLURM_STEP = {
@@ -158,7 +159,7 @@ def train(*flags):
 def test_a_missing_process_is_told_in_time(index, message, tmp_path):
   flags = (processes.FLAGS[0], '--process_count=2', f'--process_index={index}')
   with processes.Pod(1, train(*flags), tmp_path) as pod:
-    assert pod.wait(60) == [1]
+    assert pod.wait(60) == [exit_status.STUCK]
     assert 'error: Not all processes had joined after 2 s' in pod.err(0)
     assert message in pod.err(0)
 
@@ -168,6 +169,7 @@ def test_processes_that_count_differently_are_told(tmp_path):
   script.write_text("""
 import sys
 from t5x import distributed
+from t5x import exit_status
 address, index = sys.argv[1], int(sys.argv[2])
 cluster = distributed.find(address, [2, 4][index], index)
 distributed.join(cluster, initialization_timeout=30)
