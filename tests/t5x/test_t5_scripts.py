@@ -169,6 +169,9 @@ def run_on_two(module, directory, *args):
   command = ['-m', module, *processes.FLAGS, *args]
   with processes.Pod(2, command, directory) as pod:
     pod.check()
+    # One run of two, not two runs of one.
+    for index in range(2):
+      assert f'Process {index} of 2 (flags)' in pod.err(index)
 
 
 @pytest.mark.slow
