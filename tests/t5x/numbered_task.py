@@ -21,20 +21,49 @@ NUM_EXAMPLES = 40
 _HALF = 20
 
 
-def _examples(split, shuffle_files, seed=None):
-  del split, shuffle_files, seed
-  rng = np.random.default_rng(0)
-  x = rng.normal(size=(NUM_EXAMPLES, 4)).astype(np.float32)
-  tokens = np.zeros((NUM_EXAMPLES, 6), np.int32)
-  tokens[:, 0] = np.arange(NUM_EXAMPLES)
-  return tf.data.Dataset.from_tensor_slices(
-      {
-          'x': x,
-          'image': rng.integers(0, 255, (NUM_EXAMPLES, 2, 2, 3)).astype('u1'),
-          'tokens': tokens,
-          'flag': x[:, :1] > 0,
+class _Source(seqio.DataSource):
+  """Reads examples by places, in an order of each epoch's own."""
+
+  reads_places = True
+
+  def __init__(self):
+    super().__init__(
+        splits=['train'],
+        caching_permitted=False,
+        performs_internal_shuffling=True,
+    )
+
+  @property
+  def supports_arbitrary_sharding(self):
+    return True
+
+  def num_records(self, split):
+    return NUM_EXAMPLES
+
+  def list_shards(self, split):
+    return ['all']
+
+  def get_dataset(
+      self, split='train', shuffle=True, seed=None, shard_info=None, **_
+  ):
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.normal(size=(NUM_EXAMPLES, 4)), tf.float32)
+    images = rng.integers(0, 255, (NUM_EXAMPLES, 2, 2, 3)).astype('u1')
+    images = tf.constant(images)
+
+    def example(place):
+      epoch, number = place // NUM_EXAMPLES, place % NUM_EXAMPLES
+      number = tf.random.experimental.index_shuffle(
+          number, tf.stack([epoch, 7]), tf.constant(NUM_EXAMPLES - 1, tf.int64)
+      )
+      return {
+          'x': x[number],
+          'image': images[number],
+          'tokens': tf.pad(tf.cast(number, tf.int32)[None], [[0, 5]]),
+          'flag': tf.reshape(x[number, 0] > 0, [1]),
       }
-  )
+
+    return shard_info.places().map(example)
 
 
 def _pause(dataset):
@@ -49,17 +78,15 @@ def _pause(dataset):
     image = tf.numpy_function(wait, [example['image']], tf.uint8)
     return {**example, 'image': tf.ensure_shape(image, (2, 2, 3))}
 
-  # Always there: an iterator's saved position fits this pipeline only.
   return dataset.map(pause)
 
 
 seqio.TaskRegistry.add(
     'numbered_task',
-    source=seqio.FunctionDataSource(
-        _examples, splits=['train'], num_input_examples={'train': NUM_EXAMPLES}
-    ),
+    source=_Source(),
     preprocessors=[_pause],
     output_features=tiny_task.OUTPUT_FEATURES,
+    shuffle_buffer_size=None,
 )
 
 

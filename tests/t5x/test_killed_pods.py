@@ -5,6 +5,7 @@ import signal
 import time
 
 import numbered_task
+import numpy as np
 import processes
 import pytest
 
@@ -16,7 +17,7 @@ TOTAL = 200
 LOST = (-signal.SIGABRT, exit_status.STUCK)
 
 
-def pod(count, model_dir, logs, pause=0.004):
+def pod(count, model_dir, logs, pause=0.004, devices=1):
   command = [
       '-m',
       't5x.train',
@@ -25,9 +26,20 @@ def pod(count, model_dir, logs, pause=0.004):
       f'--gin.TRAIN_STEPS={TOTAL}',
       '--gin.utils.SaveCheckpointConfig.period=10',
   ]
+  if devices > 1:
+    # All devices of all processes along the axis of the data.
+    command += [
+        f'--gin.partitioning.PjitPartitioner.{name}={value}'
+        for name, value in (
+            ('num_partitions', 1),
+            ('ici_mesh_shape', (1, count * devices, 1)),
+            ('dcn_mesh_shape', (1, 1, 1)),
+        )
+    ]
   if count > 1:
     command += [*processes.FLAGS, '--heartbeat_timeout=10']
-  return processes.Pod(count, command, logs, env={'TINY_PAUSE': str(pause)})
+  env = {'TINY_PAUSE': str(pause)}
+  return processes.Pod(count, command, logs, devices=devices, env=env)
 
 
 def last_step(model_dir):
@@ -102,3 +114,35 @@ def test_kills_at_random_leave_the_losses_alone(tmp_path, count, kills):
   assert numbered_task.are_epochs(expected, batch_size=8)
   assert numbered_task.curves(broken) == expected
   assert not list(broken.glob('*tmp*'))
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path):
+  """Eight devices, held by 1, then 2, 4 and again 1 process.
+
+  Processes add their gradients in another order than one does.
+  """
+  whole, moved = tmp_path / 'whole', tmp_path / 'moved'
+  with pod(1, whole, tmp_path / 'logs-whole', 0, devices=8) as ending:
+    ending.check()
+  for number, count in enumerate((1, 2, 4)):
+    before = num_points(moved)
+    logs = tmp_path / f'logs-{number}'
+    with pod(count, moved, logs, devices=8 // count) as started:
+      wait_for_points(started, moved, before + 15)
+      # A notice on an even turn, sudden death on an odd one.
+      name = signal.SIGKILL if number % 2 else signal.SIGTERM
+      for index in range(count):
+        started.kill(index, name)
+      started.wait(120)
+  with pod(1, moved, tmp_path / 'logs-end', 0, devices=8) as ending:
+    ending.check()
+  expected = numbered_task.curves(whole)
+  assert set(expected) == set(range(1, TOTAL + 1))
+  assert numbered_task.are_epochs(expected, batch_size=8)
+  found = numbered_task.curves(moved)
+  losses, seen = zip(*(found[step] for step in expected))
+  assert list(seen) == [seen for _, seen in expected.values()]
+  np.testing.assert_allclose(
+      losses, [loss for loss, _ in expected.values()], rtol=1e-5
+  )
