@@ -19,3 +19,18 @@ os.environ.setdefault(
 # draw's. `--hypothesis-profile=default` searches further.
 hypothesis.settings.register_profile('repeatable', derandomize=True)
 hypothesis.settings.load_profile('repeatable')
+
+# Files of a minute and more. One that starts last keeps a single core busy.
+_LONG = (
+    'test_main_job.py',
+    'test_network.py',
+    'test_t5_scripts.py',
+    'test_survival.py',
+    'test_killed_pods.py',
+    'test_gin_files.py',
+    'test_dense_captions.py',
+)
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.name not in _LONG)

@@ -39,6 +39,7 @@ def test_pretraining_lowers_the_loss_of_a_tiny_t5(model_dir):
   assert 'DROPOUT_RATE = 0.0' in (model_dir / 'config.gin').read_text()
 
 
+@pytest.mark.slow
 def test_a_seeded_run_repeats_itself(model_dir, tmp_path):
   run(
       't5x.train',

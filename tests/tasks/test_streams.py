@@ -112,7 +112,7 @@ def test_a_run_saves_a_place_and_goes_on_from_it(data_dir, tmp_path):
 
   def stream():
     return batches.prepare_train_iter(
-        open_shard(MIXTURE),
+        open_shard('ln_sample_trace'),
         partitioner=partitioner,
         checkpoint_cfg=checkpoint_config.CheckpointConfig(
             save=checkpoint_config.SaveCheckpointConfig(save_dataset=True)

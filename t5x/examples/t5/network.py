@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from t5x import mesh
 from t5x.examples.t5 import layers
 from t5x.examples.t5.stacks import Decoder
 from t5x.examples.t5.stacks import DecoderLayer
@@ -50,7 +51,9 @@ class Transformer(nn.Module):
         dtype=cfg.dtype,
         attend_dtype=jnp.float32,
         embedding_init=nn.initializers.normal(stddev=1.0),
-        one_hot=True,
+        # A product with the table shards well and is cheap on a TPU; elsewhere
+        # it is most of the work of a small model.
+        one_hot=mesh.platform() == 'tpu',
         name='token_embedder',
     )
     self.encoder = Encoder(config=cfg, shared_embedding=self.shared_embedding)

@@ -360,3 +360,25 @@ def test_importing_the_network_brings_no_tensorflow():
       [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
   assert result.stdout.strip() == '[]'
+
+
+def test_tokens_are_gathered_off_tpu_and_multiplied_on_it(tiny):
+  model, variables = tiny
+  tokens = jnp.array([[3, 1, 2]])
+
+  def primitives():
+    # A new function each time: the platform is no part of JAX's cache key.
+    def encode(tokens):
+      return model.apply(
+          variables, tokens, method=lambda m, t: m.shared_embedding(t)
+      )
+
+    return [str(e.primitive) for e in jax.make_jaxpr(encode)(tokens).eqns]
+
+  assert 'dot_general' not in primitives() and 'gather' in primitives()
+  device = jax.sharding.AbstractDevice(
+      device_kind='TPU v5 lite', num_cores=1, platform='tpu'
+  )
+  mesh = jax.sharding.AbstractMesh((1,), ('data',), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    assert 'dot_general' in primitives() and 'gather' not in primitives()
