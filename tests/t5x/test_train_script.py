@@ -1,39 +1,16 @@
 """The training script as a process: runs, resumes, describes, and complains."""
 
-import json
-import sys
-
 import scripts
 from scripts import HERE
 
 
-def command(model_dir, *args):
-  return [
-      sys.executable,
-      '-m',
+def run_script(model_dir, *args):
+  return scripts.run(
       't5x.train',
       '--gin_file=tiny.gin',
       f"--gin.MODEL_DIR='{model_dir}'",
       *args,
-  ]
-
-
-def run_script(model_dir, *args):
-  _, _, module, *arguments = command(model_dir, *args)
-  return scripts.run(module, *arguments)
-
-
-def losses(model_dir):
-  """The loss of each step, exactly as written; the last writing counts."""
-  found = {}
-  for line in (model_dir / 'train-metrics.jsonl').read_text().splitlines():
-    try:
-      values = json.loads(line)
-    except ValueError:  # the line in which the process was killed
-      continue
-    if 'loss' in values:
-      found[values['step']] = values['loss']
-  return found
+  )
 
 
 def test_dry_run_describes_the_run_and_touches_nothing(tmp_path):
