@@ -201,7 +201,7 @@ def _within(seconds: float, call: Callable[[], None]) -> bool:
   def run() -> None:
     try:
       call()
-    except BaseException as error:  # pylint: disable=broad-exception-caught
+    except BaseException as error:  # raised again, by the caller
       errors.append(error)
 
   thread = threading.Thread(target=run, name='join', daemon=True)
@@ -245,9 +245,8 @@ def check_and_log(cluster: Cluster) -> None:
   Raises:
     ValueError: if this process was told another count than process 0.
   """
-  told, count = (cluster.arguments or {}).get(
-      'num_processes'
-  ), jax.process_count()
+  told = (cluster.arguments or {}).get('num_processes')
+  count = jax.process_count()
   if told is not None and told != count:
     raise ValueError(
         f'--process_count={told} here, but process 0 runs with {count}. Give'

@@ -12,15 +12,19 @@ import numpy as np
 
 # What collectives and barriers say, in errors of whatever class.
 _OF_OTHERS = re.compile(r'\bgloo\b|\bbarrier\b|CoordinationService', re.I)
+# What XLA says of a program or a device of this process, which would fail again.
+_OF_OURS = re.compile(r'(RESOURCE_EXHAUSTED|INVALID_ARGUMENT|UNIMPLEMENTED)\b')
 
 
 def is_lost_touch(error: BaseException) -> bool:
   """Tells whether an error means that another process is gone, or late."""
   if not jax.distributed.is_initialized():
     return False
-  return isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)) or bool(
-      _OF_OTHERS.search(str(error))
-  )
+  text = str(error)
+  if isinstance(error, TimeoutError) or _OF_OTHERS.search(text):
+    return True
+  is_of_xla = isinstance(error, jax.errors.JaxRuntimeError)
+  return is_of_xla and _OF_OURS.match(text) is None
 
 
 def sync_global_devices(name: str) -> None:

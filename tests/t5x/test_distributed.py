@@ -8,6 +8,7 @@ import pytest
 
 from t5x import distributed
 from t5x import exit_status
+from t5x import multihost
 
 NO_SCHEDULER = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
 SLURM_STEP = {
@@ -170,6 +171,7 @@ def test_processes_that_count_differently_are_told(tmp_path):
 import sys
 from t5x import distributed
 from t5x import exit_status
+from t5x import multihost
 address, index = sys.argv[1], int(sys.argv[2])
 cluster = distributed.find(address, [2, 4][index], index)
 distributed.join(cluster, initialization_timeout=30)
@@ -179,3 +181,22 @@ distributed.check_and_log(cluster)
   with processes.Pod(2, command, tmp_path) as pod:
     pod.processes[1].wait(60)
     assert '--process_count=4 here, but process 0 runs with 2' in pod.err(1)
+
+
+@pytest.mark.parametrize(
+    ('error', 'expected'),
+    [
+        (TimeoutError('late'), True),
+        (ValueError('FAILED_PRECONDITION: Gloo all-reduce failed'), True),
+        (jax.errors.JaxRuntimeError('UNAVAILABLE: socket closed'), True),
+        (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of HBM'), False),
+        (jax.errors.JaxRuntimeError('INVALID_ARGUMENT: a shape'), False),
+        (OSError('No space left on device'), False),
+    ],
+)
+def test_what_fails_again_is_not_taken_for_a_lost_process(
+    error, expected, monkeypatch
+):
+  assert not multihost.is_lost_touch(error)
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  assert multihost.is_lost_touch(error) is expected
