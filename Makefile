@@ -63,7 +63,7 @@ train: data ## Train tiny_trace, then tiny_refseg; evaluate; write the report.
 	  --output $(REPORT)
 
 # One file, one process: what the tests of a file share is made once.
-test: $(CONVERT_STAMP) ## Run the tests (about twelve minutes on two cores).
+test: $(CONVERT_STAMP) ## Run the tests (about fourteen minutes on two cores).
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(CONVERT_STAMP) ## Check format, style, types and layers.
