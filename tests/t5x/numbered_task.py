@@ -5,12 +5,12 @@ halves that float32 keeps exactly. Forty powers of two whose sum is 2 ** 40 - 1
 are forty different ones: that is how a test knows an epoch.
 """
 
-import json
 import os
 import time
 
 import jax.numpy as jnp
 import numpy as np
+import scripts
 import seqio
 import tensorflow as tf
 import tiny_task
@@ -109,14 +109,9 @@ class WatchfulModel(tiny_task.TinyModel):
 def curves(model_dir):
   """Step -> its loss, and what it saw; the last writing of a step counts."""
   found = {}
-  for line in (model_dir / 'train-metrics.jsonl').read_text().splitlines():
-    try:
-      values = json.loads(line)
-    except ValueError:  # the line in which the process was killed
-      continue
-    if 'loss' in values:
-      seen = int(values['seen/low']) + (int(values['seen/high']) << _HALF)
-      found[values['step']] = values['loss'], seen
+  for step, values in scripts.logged(model_dir).items():
+    seen = int(values['seen/low']) + (int(values['seen/high']) << _HALF)
+    found[step] = values['loss'], seen
   return found
 
 

@@ -1,5 +1,6 @@
 """Runs the scripts of `t5x` as processes, from the directory of the tests."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -13,6 +14,34 @@ def environment():
   root = HERE.parent.parent
   paths = [str(HERE), str(root), os.environ.get('PYTHONPATH', '')]
   return {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
+
+
+def train_command(gin_file, model_dir, *args):
+  """The command line of `t5x.train` with a gin file of the tests."""
+  return [
+      sys.executable,
+      '-m',
+      't5x.train',
+      f'--gin_file={gin_file}',
+      f"--gin.MODEL_DIR='{model_dir}'",
+      *args,
+  ]
+
+
+def logged(model_dir):
+  """Step -> what was logged with its loss; the last writing of a step counts.
+
+  Lines that are cut off are passed over: a process was killed in them.
+  """
+  found = {}
+  for line in (model_dir / 'train-metrics.jsonl').read_text().splitlines():
+    try:
+      values = json.loads(line)
+    except ValueError:
+      continue
+    if 'loss' in values:
+      found[values['step']] = values
+  return found
 
 
 def run(module, *args, cwd=HERE, options=(), timeout=120):

@@ -5,10 +5,8 @@ import subprocess
 import time
 
 import pytest
+import scripts
 from scripts import HERE
-from scripts import environment
-from test_train_script import command
-from test_train_script import losses
 
 from t5x import checkpoints
 
@@ -26,6 +24,15 @@ def local(disk):
       '--gin.utils.SaveCheckpointConfig.local_period=5',
       f"--gin.utils.SaveCheckpointConfig.local_directory='{disk}'",
   )
+
+
+def command(model_dir, *args):
+  return scripts.train_command('tiny.gin', model_dir, *args)
+
+
+def losses(model_dir):
+  logged = scripts.logged(model_dir)
+  return {step: values['loss'] for step, values in logged.items()}
 
 
 def kill_at(pattern, directory, process, first_step):
@@ -50,7 +57,11 @@ def test_a_run_killed_while_saving_goes_on_with_the_same_losses(tmp_path, kind):
       if kind == 'legacy'
       else (disk, 'broken-*/process_0/step_*.tmp')
   )
-  settings = {'cwd': HERE, 'env': environment(), 'stderr': subprocess.PIPE}
+  settings = {
+      'cwd': HERE,
+      'env': scripts.environment(),
+      'stderr': subprocess.PIPE,
+  }
   for first_step in (40, 100, 160):
     with subprocess.Popen(command(broken, *arguments), **settings) as process:
       directory, pattern = watched

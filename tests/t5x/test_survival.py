@@ -2,33 +2,20 @@
 
 import signal
 import subprocess
-import sys
 import time
 
 import numbered_task
-from scripts import HERE
-from scripts import environment
+import scripts
 
 from t5x import checkpoints
 from t5x import exit_status
 
 
-def command(model_dir, *args):
-  return [
-      sys.executable,
-      '-m',
-      't5x.train',
-      '--gin_file=numbered.gin',
-      f"--gin.MODEL_DIR='{model_dir}'",
-      *args,
-  ]
-
-
 def start(model_dir, *args, pause=0.0):
   return subprocess.Popen(
-      command(model_dir, *args),
-      cwd=HERE,
-      env={**environment(), 'TINY_PAUSE': str(pause)},
+      scripts.train_command('numbered.gin', model_dir, *args),
+      cwd=scripts.HERE,
+      env={**scripts.environment(), 'TINY_PAUSE': str(pause)},
       stderr=subprocess.PIPE,
       text=True,
   )
