@@ -118,7 +118,7 @@ def test_a_recipe_opens_like_a_lab_note(name):
   text = (recipe_files.ROOT / f'gin/{name}.gin').read_text()
   note = text.partition('\ninclude')[0]
   assert 'Published: ' in note and 'Starts from ' in note
-  assert 'Next: ' in note or ' follow' in note
+  assert 'Next:' in note or ' follow' in note
   # Other recipes that it speaks of exist, and have the same language model.
   for other in re.findall(r'pixel_llm_\w+', note.replace('\n# ', '')):
     assert other in FULL_SIZE and split(other)[0] == split(name)[0]
