@@ -151,9 +151,9 @@ class SwiGlu(nn.Module):
 
     hidden = nn.silu(project('w1')) * project('w2')
     hidden = layers.constrain(hidden, axes.BATCH, axes.LENGTH, axes.MLP)
-    hidden = layers.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='ffn_ln')(
-        hidden
-    )
+    hidden = layers.LayerNorm(
+        epsilon=1e-5, axis=axes.MLP, dtype=self.dtype, name='ffn_ln'
+    )(hidden)
     return layers.Dense(
         x.shape[-1],
         kernel_axes=(axes.MLP, axes.EMBED),

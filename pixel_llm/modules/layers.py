@@ -145,16 +145,18 @@ class LayerNorm(nn.Module):
   Attributes:
     epsilon: added to the variance; it differs between modules.
     dtype: type of the output.
+    axis: logical name of the axis that is normalised.
   """
 
   epsilon: float = 1e-6
   dtype: DType = jnp.float32
+  axis: str = axes.EMBED
 
   @nn.compact
   def __call__(self, x: Float[Array, '*L D']) -> Float[Array, '*L D']:
     """Normalises with the biased variance, then scales and shifts."""
-    scale = param('scale', ones_init, (x.shape[-1],), (axes.EMBED,))
-    bias = param('bias', zeros_init, (x.shape[-1],), (axes.EMBED,))
+    scale = param('scale', ones_init, (x.shape[-1],), (self.axis,))
+    bias = param('bias', zeros_init, (x.shape[-1],), (self.axis,))
     x = x.astype(jnp.float32)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)

@@ -95,3 +95,21 @@ def test_axes_cover_every_parameter_with_its_rank(name):
     assert len(set(names)) == len(names), path
     assert set(names) <= KNOWN_AXES, path
     assert array.dtype == jnp.float32, path
+
+
+@pytest.mark.parametrize('name', ['eva02_vit', 'sam_image_encoder'])
+def test_an_axis_of_a_tower_has_one_width_which_a_mesh_divides(name):
+  module, args, kwargs = MODULES[name]
+  variables = jax.eval_shape(
+      lambda: module.init(jax.random.key(0), *args, **kwargs)
+  )
+  widths: dict[str, set[int]] = {axes.EMBED: set(), axes.MLP: set()}
+  names = traverse_util.flatten_dict(variables['params_axes'])
+  for path, array in traverse_util.flatten_dict(variables['params']).items():
+    logical = names[*path[:-1], f'{path[-1]}_axes'].names
+    for axis, size in zip(logical, array.shape):
+      widths.get(axis, set()).add(size)
+  assert {axis: len(sizes) for axis, sizes in widths.items()} == {
+      axes.EMBED: 1,
+      axes.MLP: 1,
+  }
