@@ -12,6 +12,7 @@ REPORT := $(RUNS)/report.html
 PICTURES := $(addprefix tasks/sample/,train2017 val2017 train2014)
 NARRATIVES := tasks/sample/localized_narratives/coco
 SOURCES := pixel_llm tasks t5x tests benchmarks
+SCRIPTS := .ci/run $(wildcard launch/*.sh launch/lib/*.sh)
 comma := ,
 space := $(subst ,, )
 
@@ -71,6 +72,7 @@ lint: $(CONVERT_STAMP) ## Check format, style, types and layers.
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+	$(BIN)/shellcheck --external-sources $(SCRIPTS)
 
 format: $(STAMP) ## Rewrite the sources in the project's format.
 	$(BIN)/pyink --quiet $(SOURCES)
