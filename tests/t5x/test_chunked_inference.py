@@ -145,6 +145,21 @@ def test_shards_together_hold_every_example_once(run_dir, whole, tmp_path):
   )
 
 
+def test_a_job_of_another_mode_that_ends_leaves_the_chunks_of_this(
+    run_dir, whole, tmp_path
+):
+  def write_in_company(path, *args):
+    if path.endswith('chunk00001'):
+      infer(run_dir, tmp_path, mode='score')
+    write_plainly(path, *args)
+
+  infer(run_dir, tmp_path, write_fn=write_in_company)
+  assert results(tmp_path / NAME) == whole
+  scores = tmp_path / NAME.replace('predict_with_aux', 'score')
+  assert len(results(scores)) == len(whole)
+  assert not list(tmp_path.glob('*.new')) + list(tmp_path.glob('tmp-*'))
+
+
 def test_an_unfinished_job_with_other_settings_is_refused(run_dir, tmp_path):
   def fail(*_):
     raise OSError('disk full')
