@@ -256,6 +256,19 @@ def test_the_latest_or_one_checkpoint_is_evaluated_each_time(run_dir, tmp_path):
   assert rows[0] == rows[1]
 
 
+def test_checkpoints_in_the_legacy_layout_are_inferred_and_evaluated(
+    whole, tmp_path
+):
+  run = tmp_path / 'run'
+  loop.train(**run_kwargs(run, save={'period': 2}, use_orbax=False))
+  assert (run / 'checkpoint_4/checkpoint').is_file()
+  infer(run, tmp_path)
+  assert results(tmp_path / NAME) == whole
+  evaluate(run, tmp_path / 'eval')
+  rows = results(tmp_path / 'eval' / METRICS)
+  assert [row['step'] for row in rows] == [0, 2, 4]
+
+
 def test_a_directory_without_checkpoints_is_told(tmp_path):
   with pytest.raises(ValueError, match='names no checkpoint'):
     evaluate(tmp_path, tmp_path / 'out')
