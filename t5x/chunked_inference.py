@@ -157,13 +157,12 @@ def infer(
   )
   for task in tasks:
     name = f'{task.name}-{mode}.{file_extension}'
-    name += f'-{shard_id:05d}-of-{num_shards:05d}'
+    part = f'{shard_id:05d}-of-{num_shards:05d}'
     _TaskInference(
         run=lambda chunk, rng: infer_fn(chunk, train_state, rng=rng),
         output_dir=output_dir,
-        output_fname=name,
-        # Of this mode alone: another job may write here at the same time.
-        tmp_dir=os.path.join(output_dir, f'tmp-{name}'),
+        output_fname=f'{name}-{part}',
+        tmp_dir=os.path.join(output_dir, f'tmp-{task.name}-{part}'),
         settings={
             'mode': mode,
             'checkpoint': states.paths[0],

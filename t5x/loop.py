@@ -354,10 +354,9 @@ def train(
     if gc_period:
       gc.disable()
       closing.callback(gc.enable)
-    last_step = units.run(
-        evaluates_first=owes_evaluation
-        or (run_eval_before_training and evaluations.is_on)
-    )
+    if owes_evaluation or (run_eval_before_training and evaluations.is_on):
+      units.evaluate(first_step)
+    last_step = units.run()
     with ledger.spend('evaluation'):
       evaluations.close()
     ledger.report(last_step, curves, force=True)

@@ -8,6 +8,7 @@ RefA: golden case `io_pipeline`, chain `region_eval`.
 """
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,60 @@ def finish_rows(
       **{name: example[name] for name in kept},
       **steps.truth_fields(example),
   }
+
+
+def preprocess(
+    dataset: tf.data.Dataset,
+    sequence_length: Mapping[str, Any],
+    output_features: Mapping[str, seqio.Feature],
+    parse: steps.Step,
+    row_fields: tuple[str, ...],
+    scale_range: tuple[float, float],
+    mirror: bool = False,
+    detection: bool = False,
+) -> tf.data.Dataset:
+  """Turns records into examples.
+
+  Training splits show a random view and N random boxes. Others show the whole
+  picture: once for detection, with its first N boxes; or as often as its boxes
+  need, if they are given.
+
+  Args:
+    dataset: of a `sources.ArrayRecordSource`.
+    sequence_length: of `features.feature_lengths`.
+    output_features: of the task.
+    parse: reads a record of the set into one row a box.
+    row_fields: names of the fields that have one row a box.
+    scale_range: of the views in training.
+    mirror: whether every other view in training is mirrored.
+    detection: whether the network has to find the boxes.
+
+  Returns:
+    The examples.
+  """
+  sizes = outputs.sizes_for(sequence_length, with_masks=False)
+
+  def parse_rows(place: steps.Example) -> dict[str, tf.Tensor]:
+    example = parse(place)
+    return steps.with_truth(example, row_fields) if detection else example
+
+  choose = functools.partial(
+      choose_rows,
+      row_fields=row_fields,
+      size=sizes['S'],
+      num_prompts=sizes['N'],
+      scale_range=scale_range,
+      mirror=mirror,
+      num_shown=sizes['N'] if detection else None,
+  )
+  finish = functools.partial(
+      finish_rows,
+      sizes=sizes,
+      vocabulary=output_features['text_tokens'].vocabulary,
+      detection=detection,
+  )
+  # A crop may show none of the boxes: a picture without prompts.
+  return steps.run(dataset, parse_rows, choose, finish, row_fields, sizes['N'])
 
 
 def postprocess(

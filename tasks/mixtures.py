@@ -1,6 +1,12 @@
-"""Mixtures of tasks, by the recipe that draws from them."""
+"""Mixtures of tasks, by the recipe that draws from them.
+
+Each is there twice: `<name>` in T5's pieces, `<name>_bert` in BERT's.
+"""
 
 import seqio
+
+from tasks import variants
+from tasks import vocabularies
 
 # Every published row of referring segmentation; the RefCOCO family's splits.
 REFCOCO_EVALUATION = (
@@ -15,16 +21,12 @@ REFCOCO_EVALUATION = (
 )
 
 
-def _add_refcoco_evaluation(kind: str) -> None:
-  """All splits in one name; `kind` is `refexp` (boxes) or `refseg` (masks)."""
-  seqio.MixtureRegistry.add(
-      f'refcoco_evaluation_{kind}',
-      [(f'{split}_{kind}', 1.0) for split in REFCOCO_EVALUATION],
-  )
-
-
-_add_refcoco_evaluation('refexp')
-_add_refcoco_evaluation('refseg')
+_EVALUATION = {
+    f'refcoco_evaluation_{kind}': [
+        (f'{split}_{kind}', 1.0) for split in REFCOCO_EVALUATION
+    ]
+    for kind in ('refexp', 'refseg')  # Boxes; boxes and masks.
+}
 
 # What the recipes train on (arXiv 2312.09237, Sec. 4.1), with their weights.
 # Dense captioning trains on `vg_densecap`, segmentation on
@@ -55,5 +57,6 @@ _RECIPES = {
     ],
 }
 
-for _name, _tasks in _RECIPES.items():
+for _name, _tasks in (_EVALUATION | _RECIPES).items():
   seqio.MixtureRegistry.add(_name, _tasks)
+  variants.in_vocabulary(_name, vocabularies.bert_vocabulary(), variants.BERT)

@@ -3,6 +3,8 @@
 A record is a picture with its objects; each object has several expressions.
 A prompt is one expression: context "where is " + expression, text the
 expression, location the whole picture, targets the object's box and mask.
+`<name>_location` turns that around: the box is given, and the expression is
+what to say of it.
 
 RefA: `tasks/build/refcoco.py` for the record; golden cases `io_decode` and
 `io_pipeline` for tokens and geometry.
@@ -17,8 +19,10 @@ from pycocotools import mask as mask_lib
 import seqio
 import tensorflow as tf
 
+from pixel_llm.evaluation import location_captions
 from pixel_llm.evaluation import refexp
 from tasks import image_ops
+from tasks import located_captions
 from tasks import outputs
 from tasks import sources
 from tasks import steps
@@ -275,7 +279,7 @@ def add_refcoco_tasks(
     build_command: str,
     scale_range: tuple[float, float] = (1.0, 1.0),
 ) -> None:
-  """Registers `<name>_refseg` (with masks) and `<name>_refexp` (without).
+  """Registers `<name>_refseg` (with masks), `_refexp` and `_location`.
 
   Args:
     name: the data set.
@@ -285,6 +289,22 @@ def add_refcoco_tasks(
   """
   _add_task(f'{name}_refseg', splits, build_command, scale_range, True)
   add_refexp_task(name, splits, build_command, scale_range)
+  seqio.TaskRegistry.add(
+      f'{name}_location',
+      source=sources.ArrayRecordSource(splits, build_command),
+      preprocessors=[
+          functools.partial(
+              located_captions.preprocess,
+              parse=parse_record,
+              row_fields=ROW_FIELDS,
+              scale_range=scale_range,
+          )
+      ],
+      output_features=outputs.output_features(vocabularies.t5_vocabulary()),
+      postprocess_fn=located_captions.postprocess,
+      metric_fns=[location_captions.location_caption_metrics],
+      shuffle_buffer_size=None,
+  )
 
 
 def add_refexp_task(

@@ -1,10 +1,18 @@
-"""The tasks by name, the folders they read, and what builds these folders."""
+"""The tasks by name, the folders they read, and what builds these folders.
+
+Each is there twice: `<name>` in T5's pieces, `<name>_bert` in BERT's.
+"""
+
+import seqio
 
 from tasks import coco_captions
 from tasks import llava
 from tasks import localized_narratives
 from tasks import refcoco
+from tasks import sources
+from tasks import variants
 from tasks import visual_genome
+from tasks import vocabularies
 
 _BUILD = 'python -m tasks.build'
 _REFCOCO = f'{_BUILD} refcoco'
@@ -199,6 +207,17 @@ def _full_regions_and_captions() -> None:
   )
 
 
+def _bert_tasks() -> None:
+  """All of them once more, in the word pieces of the BERT head."""
+  for name in list(seqio.TaskRegistry.names()):
+    task = seqio.TaskRegistry.get(name)
+    if isinstance(task.source, sources.ArrayRecordSource):
+      variants.in_vocabulary(
+          name, vocabularies.bert_vocabulary(), variants.BERT
+      )
+
+
 _sample_tasks()
 _more_sample_tasks()
 _full_tasks()
+_bert_tasks()

@@ -63,52 +63,13 @@ def parse_record(place: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
   }
 
 
-def preprocess(
-    dataset: tf.data.Dataset,
-    sequence_length: Mapping[str, Any],
-    output_features: Mapping[str, seqio.Feature],
-    scale_range: tuple[float, float],
-    detection: bool,
-) -> tf.data.Dataset:
-  """Turns records into examples.
-
-  Training splits show a random view and N random regions. Others show the
-  whole picture: once for detection, with its first N regions; or as often as
-  its regions need, if they are given.
-
-  Args:
-    dataset: of a `sources.ArrayRecordSource`.
-    sequence_length: of `features.feature_lengths`.
-    output_features: of the task.
-    scale_range: of the views in training.
-    detection: whether the network has to find the regions.
-
-  Returns:
-    The examples.
-  """
-  sizes = outputs.sizes_for(sequence_length, with_masks=False)
-
-  def parse(place: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    example = parse_record(place)
-    return steps.with_truth(example, ROW_FIELDS) if detection else example
-
-  choose = functools.partial(
-      located_captions.choose_rows,
-      row_fields=ROW_FIELDS,
-      size=sizes['S'],
-      num_prompts=sizes['N'],
-      scale_range=scale_range,
-      mirror=True,
-      num_shown=sizes['N'] if detection else None,
-  )
-  finish = functools.partial(
-      located_captions.finish_rows,
-      sizes=sizes,
-      vocabulary=output_features['text_tokens'].vocabulary,
-      detection=detection,
-  )
-  # A crop may show none of the regions: a picture without prompts.
-  return steps.run(dataset, parse, choose, finish, ROW_FIELDS, sizes['N'])
+# Of `<name>_densecap`, and with `detection=False` of `<name>_location`.
+preprocess = functools.partial(
+    located_captions.preprocess,
+    parse=parse_record,
+    row_fields=ROW_FIELDS,
+    mirror=True,
+)
 
 
 def postprocess(

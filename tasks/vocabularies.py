@@ -13,6 +13,8 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from pixel_llm.evaluation import words as words_lib
+
 _TOKENIZERS = pathlib.Path(__file__).parent / 'assets' / 'tokenizers'
 
 
@@ -62,9 +64,25 @@ class WordPieces(seqio.BertWordPieceVocabulary):
     pieces = self.tf_tokenizer.tokenize(s).merge_dims(-2, -1)
     return pieces if s.shape.rank else pieces[0]
 
+  @functools.cached_property
+  def pieces(self) -> tuple[str, ...]:
+    """The piece of each id."""
+    # SeqIO has no public name for the file's text.
+    return tuple(self._wp_model.decode('utf-8').splitlines())
+
+  @functools.cached_property
+  def _words(self) -> words_lib.WordPieceWords:
+    return words_lib.WordPieceWords(self)
+
   def decode(self, ids: Iterable[Any]) -> Any:
-    """Decodes one text [T] to a string, or N texts [N, T] to `Texts`."""
-    return _decode_rows(super().decode, ids)
+    """Decodes one text [T] to a string, or N texts [N, T] to `Texts`.
+
+    Words are joined by blanks, as TF Text's `detokenize` has them; SeqIO's own
+    `decode` keeps the pieces of a word apart, and [CLS], [SEP] and [PAD].
+    """
+    return _decode_rows(
+        lambda row: ' '.join(w.text for w in self._words(np.asarray(row))), ids
+    )
 
 
 @functools.cache

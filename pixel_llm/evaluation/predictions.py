@@ -41,13 +41,13 @@ class PredictionLogger(loggers.Logger):
 
     Args:
       output_dir: folder of the files; made when the first one is written.
-      vocabulary: of the text, `seqio.SentencePieceVocabulary`. Without it a
-        caption is written as the task decoded it, and no trace.
+      vocabulary: of the text, one of `tasks.vocabularies`. Without it a caption
+        is written as the task decoded it, and no trace.
     """
     super().__init__(output_dir)
     self._words = None
     if vocabulary is not None:
-      self._words = words_lib.SentencePieceWords(vocabulary)
+      self._words = words_lib.words_of(vocabulary)
 
   def __call__(
       self,
@@ -95,7 +95,7 @@ def prediction_rows(
     targets: Sequence[Mapping[str, Any]],
     outputs: Sequence[Any],
     aux_values: Mapping[str, Any],
-    words: words_lib.SentencePieceWords | None = None,
+    words: words_lib.Words | None = None,
 ) -> list[dict[str, Any]]:
   """Makes one row a prompt.
 
@@ -227,7 +227,7 @@ def _text_fields(
     target: Mapping[str, Any],
     output: Any,
     aux: Mapping[str, np.ndarray],
-    words: words_lib.SentencePieceWords | None,
+    words: words_lib.Words | None,
 ) -> _Fields:
   """Captions, and word by word their traces."""
   fields: _Fields = [({}, {}) for _ in target['prompt_ids']]

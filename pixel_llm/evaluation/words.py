@@ -1,7 +1,9 @@
 """Words of a token row, and where each of them points.
 
 A SentencePiece that begins with "▁" begins a word; the pieces after it belong
-to it: "▁sur", "f", "board", "▁." are the words "surfboard" and ".".
+to it: "▁sur", "f", "board", "▁." are the words "surfboard" and ".". A word
+piece of BERT that begins with "##" goes on with the word before it: "surf",
+"##board", "." are the same two.
 """
 
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 import numpy as np
 
 _WORD_BEGIN = '▁'
+_WORD_GOES_ON = '##'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,54 @@ class SentencePieceWords:
     ]
     # A lone "▁" is a blank too many.
     return [word for word in named if word.text]
+
+
+class WordPieceWords:
+  """Cuts token rows into words with a vocabulary of BERT's word pieces."""
+
+  def __init__(self, vocabulary: Any):
+    """Takes the vocabulary.
+
+    Args:
+      vocabulary: `tasks.vocabularies.WordPieces`: `pieces`, the text of each
+        id, and the ids `bos_id`, `eos_id` and `pad_id`.
+    """
+    self._pieces = vocabulary.pieces
+    self._eos_id = vocabulary.eos_id
+    self._left_out = (vocabulary.bos_id, vocabulary.pad_id)
+
+  def __call__(self, tokens: Int[np.ndarray, 'T']) -> list[Word]:
+    """Cuts a row into words; as `SentencePieceWords`."""
+    words: list[list[int]] = []
+    ids = [int(i) for i in tokens]
+    for position, token in enumerate(ids):
+      if token == self._eos_id:
+        break
+      if token in self._left_out or token >= len(self._pieces):
+        continue
+      goes_on = self._pieces[token].startswith(_WORD_GOES_ON)
+      if not (goes_on and words):
+        words.append([])
+      words[-1].append(position)
+    return [
+        Word(
+            ''.join(
+                self._pieces[ids[p]].removeprefix(_WORD_GOES_ON) for p in word
+            ),
+            tuple(word),
+        )
+        for word in words
+    ]
+
+
+Words = SentencePieceWords | WordPieceWords
+
+
+def words_of(vocabulary: Any) -> Words:
+  """Returns what cuts the rows of a vocabulary: BERT's or SentencePiece."""
+  if hasattr(vocabulary, 'pieces'):
+    return WordPieceWords(vocabulary)
+  return SentencePieceWords(vocabulary)
 
 
 def word_boxes(

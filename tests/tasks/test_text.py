@@ -47,6 +47,16 @@ def test_decode_takes_one_text_or_those_of_an_image():
     vocabulary.decode(tokens[np.newaxis])
 
 
+def test_word_pieces_are_decoded_to_words_without_marks():
+  vocabulary = vocabularies.bert_vocabulary()
+  texts = ['Two surfboarders, zigzagging!', '']
+  tokens = text_ops.tokenize(tf.constant(texts), vocabulary, 14).numpy()
+  decoded = vocabulary.decode(tokens)
+  assert decoded == ['two surfboarders , zigzagging !', '']
+  assert vocabulary.decode(tokens[0]) == decoded[0]
+  np.testing.assert_array_equal(decoded.ids, tokens)
+
+
 def test_another_vocabulary_has_no_known_begin():
   with pytest.raises(ValueError, match='ByteVocabulary'):
     vocabularies.begin_end_ids(seqio.ByteVocabulary())

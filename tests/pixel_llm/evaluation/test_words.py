@@ -45,6 +45,23 @@ def test_a_row_without_end_is_read_to_its_end(processor):
   assert len(words.SentencePieceWords(processor)(row)) == 3
 
 
+class _WordPieces:
+  pieces = ('[PAD]', '[CLS]', '[SEP]', 'surf', '##board', '.', '##s')
+  pad_id, bos_id, eos_id = 0, 1, 2
+
+
+def test_word_pieces_that_go_on_stay_with_their_word():
+  row = np.asarray([1, 3, 4, 6, 5, 0, 99, 3, 2, 3], np.int32)
+  cut = words.words_of(_WordPieces())(row)
+  assert cut == [
+      words.Word('surfboards', (1, 2, 3)),
+      words.Word('.', (4,)),
+      words.Word('surf', (7,)),
+  ]
+  # Nothing stands before it that it could go on with.
+  assert words.words_of(_WordPieces())(row[3:4]) == [words.Word('s', (0,))]
+
+
 def test_only_sentence_pieces_are_known():
   with pytest.raises(ValueError, match='Vocabulary dict has no SentencePiece'):
     words.SentencePieceWords({})
