@@ -51,6 +51,10 @@ data: $(STAMP) ## Convert the bundled sample to ArrayRecord (resumable).
 	  --output $(SAMPLE)/ln \
 	  --split train=$(subst $(space),$(comma),$(sort $(wildcard $(NARRATIVES)_train_*.jsonl))) \
 	  --split val=$(NARRATIVES)_val_localized_narratives.jsonl
+	$(BIN)/python -m tasks.build vg --images $(PICTURES) \
+	  --output $(SAMPLE)/vg \
+	  --split train=tasks/sample/vg/train.json \
+	  --split test=tasks/sample/vg/test.json
 
 train: data ## Train tiny_trace, then tiny_refseg; evaluate; write the report.
 	$(BIN)/python -m t5x.train --gin_file=gin/pixel_llm_tiny_trace.gin \

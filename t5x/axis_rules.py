@@ -93,7 +93,8 @@ def update_logical_axis_rules(
   return tuple(result)
 
 
-def _mesh_axis_names(axis: MeshAxis) -> tuple[str, ...]:
+def mesh_axis_names(axis: MeshAxis) -> tuple[str, ...]:
+  """Returns the mesh axes of one entry of a rule or a spec, in order."""
   if axis is None:
     return ()
   return (axis,) if isinstance(axis, str) else tuple(axis)
@@ -102,7 +103,7 @@ def _mesh_axis_names(axis: MeshAxis) -> tuple[str, ...]:
 def check_rules(rules: LogicalAxisRules, mesh_shape: Mapping[str, int]) -> None:
   """Raises ValueError if a rule names an axis that the mesh does not have."""
   for name, axis in rules:
-    unknown = set(_mesh_axis_names(axis)) - set(mesh_shape)
+    unknown = set(mesh_axis_names(axis)) - set(mesh_shape)
     if unknown:
       raise ValueError(
           f'The rule ({name!r}, {axis!r}) names no axis of this mesh; the mesh'
@@ -156,7 +157,7 @@ def to_mesh_axes(
   except ValueError as error:
     raise ValueError(f'{name}: cannot place axes {axes}: {error}') from error
   for axis, size, mesh_axis in zip(axes, shape or (), spec):
-    parts = math.prod(mesh_shape[part] for part in _mesh_axis_names(mesh_axis))
+    parts = math.prod(mesh_shape[part] for part in mesh_axis_names(mesh_axis))
     if size % parts:
       raise ValueError(
           f'{name}: axis {axis!r} of size {size} does not divide over the'

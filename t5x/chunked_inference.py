@@ -157,12 +157,13 @@ def infer(
   )
   for task in tasks:
     name = f'{task.name}-{mode}.{file_extension}'
-    part = f'{shard_id:05d}-of-{num_shards:05d}'
+    name += f'-{shard_id:05d}-of-{num_shards:05d}'
     _TaskInference(
         run=lambda chunk, rng: infer_fn(chunk, train_state, rng=rng),
         output_dir=output_dir,
-        output_fname=f'{name}-{part}',
-        tmp_dir=os.path.join(output_dir, f'tmp-{task.name}-{part}'),
+        output_fname=name,
+        # Of this mode alone: another job may write here at the same time.
+        tmp_dir=os.path.join(output_dir, f'tmp-{name}'),
         settings={
             'mode': mode,
             'checkpoint': states.paths[0],

@@ -1,11 +1,15 @@
 """The report of `t5x.precompile`, to read and as JSON."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import dataclasses
+import functools
 from typing import Any
 
 from t5x import compiled_step
 from t5x import precompiling
+from t5x import text_table
+
+_table = functools.partial(text_table.lines, right=(1,))
 
 _GIB = 2**30
 
@@ -194,20 +198,3 @@ def _step_json(
 
 def _ms(seconds: float) -> str:
   return f'{seconds * 1e3:,.1f}'
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-  """Aligns the first column left, numbers of the second right."""
-  columns = max(map(len, rows))
-  full = [(*row, *[''] * (columns - len(row))) for row in rows]
-  widths = [max(map(len, column)) for column in zip(*full)]
-  return [
-      '  '.join(
-          [
-              row[0].ljust(widths[0]),
-              row[1].rjust(widths[1]),
-              *(cell.ljust(w) for cell, w in zip(row[2:], widths[2:])),
-          ]
-      ).rstrip()
-      for row in full
-  ]

@@ -9,7 +9,9 @@ import jax
 import gin
 from t5x import batches
 from t5x import datasets
+from t5x import mesh_description
 from t5x import model_info
+from t5x import text_table
 
 
 def describe(
@@ -54,7 +56,9 @@ def describe(
       _title('Configuration'),
       gin.operative_config_str(),
       _title('Mesh'),
-      *_mesh_lines(partitioner),
+      *mesh_description.mesh_lines(
+          partitioner.mesh, partitioner.logical_axis_rules
+      ),
       '',
       _title('Batch'),
       f'{data_layout.batch_size} examples a step in {data_layout.num_shards} '
@@ -74,16 +78,6 @@ def _title(text: str) -> str:
   return f'==== {text} ===='
 
 
-def _mesh_lines(partitioner: Any) -> list[str]:
-  mesh = partitioner.mesh
-  device = mesh.devices.flat[0]
-  axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
-  return [
-      f'{axes}: {mesh.size} of {device.device_kind} ({device.platform}), '
-      f'{jax.process_count()} processes'
-  ]
-
-
 def _batch_lines(
     spec: dict[str, jax.ShapeDtypeStruct], data_layout: Any, partitioner: Any
 ) -> list[str]:
@@ -96,7 +90,7 @@ def _batch_lines(
   rows.append(('total', '', '', _mib(total)))
   per_host = data_layout.batch_size // data_layout.num_shards
   return [
-      *_table(rows),
+      *text_table.lines(rows, right=range(1, 4)),
       f'sharded over {partitioner.data_partition_spec}; {per_host} examples a '
       'data shard',
   ]
@@ -116,22 +110,11 @@ def _parameter_lines(model: Any, state: Any) -> list[str]:
       math.prod(x.shape) * x.dtype.itemsize
       for x in jax.tree.leaves(state.param_states)
   )
-  return [*_table(rows), f'optimizer state: {_mib(slots)} MiB']
+  return [
+      *text_table.lines(rows, right=range(1, 4)),
+      f'optimizer state: {_mib(slots)} MiB',
+  ]
 
 
 def _mib(size: int) -> str:
   return f'{size / 2**20:,.2f}'
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-  """Aligns the first column left and the others right."""
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  return [
-      '  '.join(
-          [
-              row[0].ljust(widths[0]),
-              *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:])),
-          ]
-      ).rstrip()
-      for row in rows
-  ]

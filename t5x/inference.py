@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from t5x import batches
+from t5x import preemption
 
 InferFn = Callable[..., Any]
 
@@ -54,6 +55,7 @@ def get_infer_fn(
       )
       indices.append(index)
       outputs.append(jax.tree.map(_to_host, output))
+      preemption.raise_if_reached()
     if not indices:
       return []
     return _in_order(indices, outputs, keep_aux_as_numpy)

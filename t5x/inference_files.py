@@ -178,7 +178,7 @@ def merge_chunks_to_file(
     raise FileNotFoundError(f'Results are missing: {", ".join(missing)}.')
   output = epath.Path(output_dir) / output_fname
   # Under another name until it is whole.
-  merged = epath.Path(output_dir) / f'tmp-{output_fname}'
+  merged = epath.Path(output_dir) / f'{output_fname}.new'
   with merged.open('wb') as file:
     for chunk in chunks:
       with epath.Path(chunk).open('rb') as part:

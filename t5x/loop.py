@@ -354,9 +354,10 @@ def train(
     if gc_period:
       gc.disable()
       closing.callback(gc.enable)
-    if owes_evaluation or (run_eval_before_training and evaluations.is_on):
-      units.evaluate(first_step)
-    last_step = units.run()
+    last_step = units.run(
+        evaluates_first=owes_evaluation
+        or (run_eval_before_training and evaluations.is_on)
+    )
     with ledger.spend('evaluation'):
       evaluations.close()
     ledger.report(last_step, curves, force=True)

@@ -1,34 +1,52 @@
-"""`model-info.txt`: every variable of a run with its shape, axes and sharding."""
+"""`model-info.txt`: where every variable of a run lies, and how large it is.
+
+First stands T5X's list of variables, then a table of all arrays with their
+bytes on a device, then the mesh and the sums by part of the model, so that the
+end of the file answers most questions.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import logging
 from etils import epath
-from flax import traverse_util
 import jax
 import numpy as np
+
+from t5x import mesh_description
+from t5x import placement
 
 
 def log_model_info(
     log_file: str | None, full_train_state: Any, partitioner: Any
 ) -> None:
-  """Writes the parameters and the optimizer state to a file and to the log.
+  """Writes the parameters and the optimizer state to a file; logs the sums.
 
   Args:
-    log_file: where to write on process 0, or None for the log only.
+    log_file: where to write on process 0, or None to log everything instead.
     full_train_state: a train state of shapes (or arrays).
     partitioner: gives logical axes and mesh axes of the state.
   """
   if jax.process_index() != 0:
     return
-  text = '\n'.join(model_info_lines(full_train_state, partitioner))
-  for line in text.splitlines():
+  rows = placement.placements(full_train_state, partitioner)
+  listing = [
+      *model_info_lines(full_train_state, partitioner),
+      '',
+      *placement.table_lines(rows),
+      '',
+  ]
+  sums = placement.part_lines(rows)
+  for line in sums if log_file else [*listing, *sums]:
     logging.info('%s', line)
   if log_file:
     path = epath.Path(log_file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + '\n')
+    mesh = mesh_description.mesh_lines(
+        partitioner.mesh, partitioner.logical_axis_rules
+    )
+    path.write_text('\n'.join([*listing, *mesh, '', *sums]) + '\n')
+    logging.info('Every array with its axes: %s', log_file)
 
 
 def model_info_lines(train_state: Any, partitioner: Any) -> Iterator[str]:
@@ -46,8 +64,10 @@ def model_info_lines(train_state: Any, partitioner: Any) -> Iterator[str]:
 def _variable_lines(
     state: Mapping, axes: Mapping, specs: Mapping, part: str
 ) -> Iterator[str]:
-  names = _flat(state.get(part, {}))
-  axes, specs = _flat(axes.get(part, {})), _flat(specs.get(part, {}))
+  names = placement.flat(state.get(part, {}))
+  axes, specs = placement.flat(axes.get(part, {})), placement.flat(
+      specs.get(part, {})
+  )
   for name, leaf in names.items():
     if leaf is None:
       yield f'Variable {name} None'
@@ -79,7 +99,7 @@ def parameter_counts(
     module name -> (trainable, frozen, bytes), in the order of the tree.
   """
   counts = {}
-  trains = _flat(trainable)
+  trains = placement.flat(trainable)
   for name, leaf in _leaves(train_state.state_dict()['target']).items():
     tower = name.split('/', 1)[0]
     on, off, size = counts.get(tower, (0, 0, 0))
@@ -92,18 +112,5 @@ def parameter_counts(
   return counts
 
 
-def _flat(tree: Any) -> dict[str, Any]:
-  if not isinstance(tree, Mapping):
-    return {}
-  return traverse_util.flatten_dict(_plain(tree), sep='/')
-
-
-def _plain(tree: Any) -> Any:
-  """Returns the tree with plain dicts for any kind of mapping."""
-  if isinstance(tree, Mapping):
-    return {key: _plain(value) for key, value in tree.items()}
-  return tree
-
-
 def _leaves(tree: Any) -> dict[str, Any]:
-  return {k: v for k, v in _flat(tree).items() if v is not None}
+  return {k: v for k, v in placement.flat(tree).items() if v is not None}

@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from t5x import mesh_description
 from t5x.axis_rules import LogicalAxisRules
 from t5x.axis_rules import standard_logical_axis_rules
 from t5x.axis_rules import update_logical_axis_rules
@@ -315,8 +316,8 @@ class BasePjitPartitioner(BasePartitioner):
 
   @functools.cached_property
   def mesh(self) -> Mesh:
-    """The mesh of all devices."""
-    return default_mesh(
+    """The mesh of all devices; building it is logged."""
+    mesh = default_mesh(
         self._num_partitions,
         self._model_parallel_submesh,
         self._backend,
@@ -324,6 +325,11 @@ class BasePjitPartitioner(BasePartitioner):
         self._dcn_mesh_shape,
         self._devices,
     )
+    if jax.process_index() == 0:
+      # Here, so that it stands before whatever may not fit it.
+      for line in mesh_description.mesh_lines(mesh, self.logical_axis_rules):
+        logging.info('%s', line)
+    return mesh
 
   def _shardings(self, axis_resources: Any) -> Any:
     """Replaces specs by shardings; None is replicated."""

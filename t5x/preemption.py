@@ -1,13 +1,14 @@
-"""The notice that a run must stop: heard at any time, heeded after a step.
+"""The notice that a run must stop: heard at any time, heeded after a batch.
 
 One process hears SIGTERM by itself. Several processes hear it, or the notice
 of their platform, through JAX's preemption service, which lets all of them stop
-after the same step (`multihost_utils.reached_preemption_sync_point`). Ctrl-C
+after the same batch (`multihost_utils.reached_preemption_sync_point`). Ctrl-C
 counts as the same notice; a second one ends the process on the spot.
 """
 
 from collections.abc import Iterator
 import contextlib
+import itertools
 import signal
 import threading
 from typing import Any
@@ -24,20 +25,33 @@ class PreemptionError(Exception):
 # Signals belong to the process, and so do these.
 _noticed = threading.Event()
 _by_hand = threading.Event()
+_heeding = threading.Event()
+# The service tells calls apart by a number that grows by 1.
+_calls = itertools.count()
 
 
-def reached(step: int) -> bool:
-  """Tells whether all processes are to stop after this step.
+def reached() -> bool:
+  """Tells whether all processes are to stop here.
 
-  Every process calls this once after every step, in order: that is how they
+  Every process calls this equally often, after every batch: that is how they
   agree on one.
-
-  Args:
-    step: a number that grows by 1 from call to call.
   """
   if _has_service():
-    return multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(next(_calls))
   return _noticed.is_set()
+
+
+def raise_if_reached() -> None:
+  """Ends an evaluation within a run if all processes are to stop here.
+
+  Called as `reached` is. Outside of `heeded` it does nothing: scripts that only
+  evaluate have nothing to save.
+
+  Raises:
+    PreemptionError: if so.
+  """
+  if _heeding.is_set() and reached():
+    raise PreemptionError('Asked to stop while evaluating.')
 
 
 def by_hand() -> bool:
@@ -47,13 +61,23 @@ def by_hand() -> bool:
 
 @contextlib.contextmanager
 def heeded() -> Iterator[None]:
-  """Lets signals wait for the end of a step while a run trains.
+  """Lets signals wait for the end of a batch while a run goes on.
 
   Outside of it SIGTERM and SIGINT do what they always do. JAX's service has its
   own handler of SIGTERM; that one stays.
   """
   _noticed.clear()
   _by_hand.clear()
+  _heeding.set()
+  try:
+    with _handled():
+      yield
+  finally:
+    _heeding.clear()
+
+
+@contextlib.contextmanager
+def _handled() -> Iterator[None]:
   if threading.current_thread() is not threading.main_thread():
     # Python lets no other thread handle signals.
     yield
@@ -81,7 +105,7 @@ def _has_service() -> bool:
 def _on_notice(number: int, frame: Any) -> None:
   del frame
   logging.warning(
-      '%s: stopping after this step, with a save.', signal.Signals(number).name
+      '%s: stopping after this batch, with a save.', signal.Signals(number).name
   )
   _noticed.set()
 

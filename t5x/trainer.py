@@ -186,7 +186,7 @@ class BaseTrainer(abc.ABC):
         if self.on_step is not None:
           self.on_step(update)
         metrics.add(update)
-      stops = preemption.reached(step)
+      stops = preemption.reached()
       if stops:
         break
     end_step = step + 1
@@ -214,6 +214,7 @@ class BaseTrainer(abc.ABC):
 
     Raises:
       ValueError: for an unknown task, or one without a batch.
+      PreemptionError: if the machine is about to go away.
     """
     summaries = {}
     step = int(self.train_state.step)
@@ -227,6 +228,7 @@ class BaseTrainer(abc.ABC):
         update = step_fn(self.train_state, batch)
         num_steps += 1
         metrics.add(update)
+        preemption.raise_if_reached()
       if not num_steps:
         raise ValueError(
             f'Evaluation task {name!r} has no batch; check its split and that'

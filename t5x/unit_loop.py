@@ -53,8 +53,11 @@ class UnitLoop:
   profile: step_profile.StepProfile
   local_tier: Any | None = None
 
-  def run(self) -> int:
+  def run(self, evaluates_first: bool = False) -> int:
     """Trains to the end of the plan, or until something asks to stop.
+
+    Args:
+      evaluates_first: whether to evaluate the state it starts from.
 
     Returns:
       The last step; the trainer holds its state, and it is saved.
@@ -64,8 +67,10 @@ class UnitLoop:
       PreemptionError: asked to stop; the state is saved.
     """
     step = self.plan.first
-    self.progress.start()
     try:
+      if evaluates_first:
+        self.evaluate(step)
+      self.progress.start()
       for unit_end in self.plan.unit_ends():
         step, stop = self._train_unit(step, unit_end)
         if self.plan.is_due(self.plan.gc_period, step):
@@ -96,6 +101,9 @@ class UnitLoop:
       self.evaluations.announce(step)
     self.save()
     self._wait_for_saves()
+    # What an evaluation before this one has decoded is still to be scored.
+    with self.ledger.spend('evaluation'):
+      self.evaluations.close()
     if self.manager is None:
       return f'Asked to stop after step {step}; this run saves nothing.'
     return (

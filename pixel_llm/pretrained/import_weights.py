@@ -9,8 +9,10 @@ r"""Turns weights of other projects into a checkpoint that a run starts from.
 
 The format of each source is detected. Every name is reported: renamed, left out
 with the reason, unknown, or misshapen. The last two are errors, and nothing is
-written then; --allow_unknown leaves unknown names out. The model to fit is that
-of gin files, which take --gin.NAME=VALUE as a run does, or of a checkpoint.
+written then; --allow_unknown leaves unknown names out. A parameter that two
+sources give is an error too; with --first_wins it is that of the first. The
+model to fit is that of gin files, which take --gin.NAME=VALUE as a run does, or
+of a checkpoint.
 
 Exit status: 0 written; 1 something was unknown or misshapen, or failed; 2 wrong
 arguments.
@@ -27,12 +29,14 @@ from flax import traverse_util
 import numpy as np
 import orbax.checkpoint as ocp
 
+from pixel_llm import layer_layout
 from pixel_llm.pretrained import fitting
 from pixel_llm.pretrained import formats
 from pixel_llm.pretrained import name_rules
 from pixel_llm.pretrained import peft_adapters
 from pixel_llm.pretrained import sources
 from pixel_llm.pretrained import target_model
+from t5x import checkpoint_dirs
 from t5x import checkpoint_reader
 from t5x import checkpoints
 from t5x import gin_utils
@@ -97,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
       " the source's or ours; may be repeated",
   )
   parser.add_argument(
+      '--first_wins',
+      action='store_true',
+      help='a parameter that several sources give is that of the first of them,'
+      ' instead of an error: a run, and from SAM what the run lacks',
+  )
+  parser.add_argument(
       '--dtype',
       choices=('float32', 'bfloat16'),
       help="type of what is written; the source's own without it",
@@ -142,13 +152,19 @@ def _run(args: argparse.Namespace) -> int:
     num_errors += _report(source, result, args.allow_unknown)
     if source.config is not None:
       _report_scales(source)
+    layers = _layers(result)
     for one in result.renamed:
-      if one.name in merged:
+      given = [layer for layer in layers[one.name] if layer in origin]
+      if given and args.first_wins and len(given) == len(layers[one.name]):
+        print(f'  {one.source} left out: {origin[given[0]]} came first')
+        continue
+      if given:
         raise ValueError(
-            f'{one.name} comes from both {origin[one.name]} and {path}.'
+            f'{given[0]} comes from both {origin[given[0]]} and {path}.'
+            ' --first_wins takes the one of the first source.'
         )
-      merged[one.name], origin[one.name] = one.array, path
-      old_names[one.name] = one.source
+      merged[one.name], old_names[one.name] = one.array, one.source
+      origin |= dict.fromkeys(layers[one.name], path)
   if target is not None:
     result = fitting.fit(merged, target.params)
     num_errors += _report_fit(
@@ -165,7 +181,9 @@ def _run(args: argparse.Namespace) -> int:
     )
     return 1
   if args.output:
-    path = checkpoints.get_checkpoint_dir(os.path.abspath(args.output), 0)
+    path = checkpoints.get_checkpoint_dir(
+        checkpoint_dirs.absolute(args.output), 0
+    )
     save(path, merged, args.dtype)
     print(f'Written: {path}')
   return 0
@@ -180,6 +198,12 @@ def _target(args: argparse.Namespace) -> target_model.TargetModel | None:
         args.gin_file, args.gin_bindings, args.gin_search_paths.split(',')
     )
   return None
+
+
+def _layers(result: name_rules.Result) -> dict[str, tuple[str, ...]]:
+  """Names each parameter as the unrolled form does, one name a layer."""
+  flat = {one.name: one.array for one in result.renamed}
+  return layer_layout.layer_names(traverse_util.unflatten_dict(flat, sep='/'))
 
 
 def _parse_source(text: str) -> tuple[str | None, str, str | None]:

@@ -214,6 +214,16 @@ def test_a_recipe_trains_what_the_published_one_does(name):
   assert decays == (recipe in DECAYING)
 
 
+@pytest.mark.parametrize('recipe', ['ref', 'densecap'])
+def test_a_tiny_stage_of_the_chain_builds(recipe):
+  recipe_files.parse(f'pixel_llm_tiny_{recipe}')
+  _, rows = recipe_files.build()
+  counts = recipe_files.trained(rows)
+  frozen = {part for part, count in counts.items() if not count}
+  assert frozen == {'sam_backbone', 'prompt_encoder'}
+  assert ('box_decoder' in counts) == (recipe == 'densecap')
+
+
 # Numbers of values as transformers counts them.
 FLAN_T5 = {
     'small': 76_961_152,

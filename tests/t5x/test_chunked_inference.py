@@ -145,6 +145,21 @@ def test_shards_together_hold_every_example_once(run_dir, whole, tmp_path):
   )
 
 
+def test_a_job_of_another_mode_that_ends_leaves_the_chunks_of_this(
+    run_dir, whole, tmp_path
+):
+  def write_in_company(path, *args):
+    if path.endswith('chunk00001'):
+      infer(run_dir, tmp_path, mode='score')
+    write_plainly(path, *args)
+
+  infer(run_dir, tmp_path, write_fn=write_in_company)
+  assert results(tmp_path / NAME) == whole
+  scores = tmp_path / NAME.replace('predict_with_aux', 'score')
+  assert len(results(scores)) == len(whole)
+  assert not list(tmp_path.glob('*.new')) + list(tmp_path.glob('tmp-*'))
+
+
 def test_an_unfinished_job_with_other_settings_is_refused(run_dir, tmp_path):
   def fail(*_):
     raise OSError('disk full')
@@ -239,6 +254,19 @@ def test_the_latest_or_one_checkpoint_is_evaluated_each_time(run_dir, tmp_path):
   rows = results(tmp_path / METRICS)
   assert [row['step'] for row in rows] == [4, 4, 2, 2]
   assert rows[0] == rows[1]
+
+
+def test_checkpoints_in_the_legacy_layout_are_inferred_and_evaluated(
+    whole, tmp_path
+):
+  run = tmp_path / 'run'
+  loop.train(**run_kwargs(run, save={'period': 2}, use_orbax=False))
+  assert (run / 'checkpoint_4/checkpoint').is_file()
+  infer(run, tmp_path)
+  assert results(tmp_path / NAME) == whole
+  evaluate(run, tmp_path / 'eval')
+  rows = results(tmp_path / 'eval' / METRICS)
+  assert [row['step'] for row in rows] == [0, 2, 4]
 
 
 def test_a_directory_without_checkpoints_is_told(tmp_path):

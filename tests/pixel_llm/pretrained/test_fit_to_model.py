@@ -129,6 +129,39 @@ def test_parts_that_a_model_lacks_are_errors_until_they_are_allowed(
     assert 'UNKNOWN' not in report
 
 
+def test_a_run_gains_what_it_lacks_from_weights_that_come_second(
+    files, tmp_path, capsys
+):
+  sam, t5 = files
+  start, both = tmp_path / 'start', tmp_path / 'both'
+  # The run's SAM has other values, and is scanned where SAM's file is not.
+  allowed = '--allow_unknown=mask_decoder/.*'
+  args = [sam, t5, TRACE, *FLAGS, '--gin.SCAN_LAYERS=True', allowed]
+  assert import_weights.main([*args, f'--output={start}']) == 0
+  changed = flat(read(start))
+  neck = 'sam_backbone/neck/0/kernel'
+  changed[neck] = changed[neck] + 1
+  run = tmp_path / 'run/checkpoint_5'
+  import_weights.save(str(run), changed)
+
+  args = [f'--source={run.parent}', sam, REFSEG, *FLAGS]
+  assert import_weights.main(args) == 1
+  message = capsys.readouterr().err
+  assert f'comes from both {run.parent}' in message
+  assert '--first_wins' in message
+
+  args += ['--first_wins', f'--output={both}']
+  assert import_weights.main(args) == 0
+  report = capsys.readouterr().out
+  assert f'neck.conv1.weight left out: {run.parent} came first' in report
+  got, alone = flat(read(both)), read(tmp_path / 'run')
+  unrolled = flat(layer_layout.to_unrolled(alone))
+  assert got.keys() - unrolled.keys()
+  assert all('mask_decoder' in name for name in got.keys() - unrolled.keys())
+  for name, array in unrolled.items():
+    np.testing.assert_array_equal(got[name], array)
+
+
 @pytest.fixture(scope='module', name='model')
 def _model():
   return target_model.from_gin(['gin/pixel_llm_tiny_trace.gin'], bindings())

@@ -99,6 +99,19 @@ def test_sources_are_read_part_by_part_into_one_model(
   assert 'comes from both' in capsys.readouterr().err
 
 
+def test_a_checkpoint_goes_to_the_bucket_that_is_named(tmp_path, monkeypatch):
+  written = []
+  monkeypatch.setattr(
+      import_weights, 'save', lambda path, *unused: written.append(path)
+  )
+  file = tmp_path / 'a.safetensors'
+  safetensors.numpy.save_file({'textual/a': np.ones(2, np.float32)}, file)
+  source = f'--source={file}'
+  for output in ('gs://bucket/start', str(tmp_path / 'start')):
+    assert import_weights.main([source, f'--output={output}']) == 0
+    assert written.pop() == f'{output}/checkpoint_0'
+
+
 def test_a_part_goes_where_it_is_told_and_in_the_given_type(
     tmp_path, enlarged, import_params
 ):
