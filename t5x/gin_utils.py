@@ -11,7 +11,9 @@ from absl import app
 from absl import logging
 
 import gin
+from t5x import config_check
 from t5x import gin_syntax
+from t5x import macro_check
 
 # gin's own message, with the place, is kept; these find the unknown word.
 _UNKNOWN_ATTRIBUTE = re.compile(
@@ -24,9 +26,6 @@ _UNKNOWN_PARAMETER = re.compile(
 )
 _UNKNOWN_CONFIGURABLE = re.compile(
     r"No configurable matching (?:reference )?'@?(?P<name>[\w./]+)"
-)
-_REQUIRED_MACRO = re.compile(
-    r'(?P<name>\w+)/macro.value set to `%gin.REQUIRED`'
 )
 _UNSET_MACRO = re.compile(
     r"In call to configurable 'macro'.* in scope '(?P<name>\w+)'"
@@ -93,19 +92,23 @@ def parse_gin_flags(
   Raises:
     FileNotFoundError: if a file is in none of the search paths.
     ValueError: for what gin cannot read, for an unknown name, with its place
-      and the nearest known ones, or for a macro that has to be set and is not.
+      and the nearest known ones, or for what `macro_check` and `config_check`
+      find in a configuration that is to be final.
   """
   for path in gin_search_paths:
     gin.add_config_file_search_path(path)
-  gin_syntax.check(gin_files, gin_bindings, gin_search_paths)
+  statements = gin_syntax.read(gin_files, gin_bindings, gin_search_paths)
+  macro_check.check(statements, is_whole=finalize_config)
+  macro_check.warn(statements)
   try:
     gin.parse_config_files_and_bindings(
-        list(gin_files), None, skip_unknown=skip_unknown, finalize_config=False
+        list(gin_files),
+        list(gin_bindings),
+        skip_unknown=skip_unknown,
+        finalize_config=False,
     )
-    known_macros = _macros()
-    gin.parse_config(list(gin_bindings), skip_unknown=skip_unknown)
-    _check_new_macros(known_macros)
     if finalize_config:
+      config_check.check(statements)
       gin.finalize()
   except (NameError, AttributeError, ValueError) as error:
     raise ValueError(explain(error)) from error
@@ -120,12 +123,8 @@ def explain(error: Exception) -> str:
   near = _near_names(text)
   if near:
     text += f'\n  Nearest known names: {", ".join(near)}.'
-  if match := _REQUIRED_MACRO.match(text) or _UNSET_MACRO.search(text):
-    name = match['name']
-    text = (
-        f'{name} must be set: in a gin file, or on the command line with '
-        f'--gin.{name}=VALUE (a string in quotes, as in --gin.{name}=\'"…"\').'
-    )
+  if match := _UNSET_MACRO.search(text):
+    text = macro_check.must_be_set(match['name'])
   if 'was not provided by an import statement' in text:
     text += (
         '\n  Add an import to the gin file (after '
@@ -137,39 +136,6 @@ def explain(error: Exception) -> str:
 def without_addresses(text: str) -> str:
   """Returns gin's message without the memory addresses of functions."""
   return re.sub(r' \(<(function|class|bound method)[^\n]*>\)', '', text)
-
-
-def _macros() -> set[str]:
-  """Returns the names of all macros that are set so far."""
-  # gin gives no public view of its bindings.
-  config = gin.config._CONFIG
-  return {scope for scope, selector in config if selector == 'gin.macro'}
-
-
-def _check_new_macros(known: set[str]) -> None:
-  """Looks at macros that only the command line sets and nothing reads.
-
-  gin takes a misspelt macro for a new one.
-
-  Args:
-    known: the macros of the gin files.
-
-  Raises:
-    ValueError: if such a name is nearly that of a known macro.
-  """
-  macro = gin.get_configurable(gin.config.macro)
-  read = {
-      '/'.join(reference.scoped_selector.split('/')[:-1])
-      for reference in gin.config.iterate_references(gin.config._CONFIG, macro)
-  }
-  for name in sorted(_macros() - known - read):
-    near = difflib.get_close_matches(name, known | read, n=3, cutoff=0.8)
-    if near:
-      raise ValueError(
-          f'No gin file reads the macro {name!r}.\n'
-          f'  Nearest known names: {", ".join(near)}.'
-      )
-    logging.warning('No gin file reads the macro %r: it is ignored.', name)
 
 
 def _near_names(text: str) -> list[str]:

@@ -189,6 +189,13 @@ def _multi_slice_mesh(
         f'ici_mesh_shape {tuple(ici_mesh_shape)} and dcn_mesh_shape'
         f' {tuple(dcn_mesh_shape)} need three sizes: (replica, data, model).'
     )
+  wanted = math.prod(ici_mesh_shape) * math.prod(dcn_mesh_shape)
+  if wanted != len(devices):
+    raise ValueError(
+        f'ici_mesh_shape {tuple(ici_mesh_shape)} and dcn_mesh_shape'
+        f' {tuple(dcn_mesh_shape)} are a mesh of {wanted} devices, and there are'
+        f' {len(devices)}: the product of all sizes must be that number.'
+    )
   if math.prod(dcn_mesh_shape) == 1:
     grid = mesh_utils.create_device_mesh(
         ici_mesh_shape, devices, allow_split_physical_axes=True

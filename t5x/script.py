@@ -27,6 +27,7 @@ from t5x import distributed
 from t5x import exit_status
 from t5x import gin_syntax
 from t5x import gin_utils
+from t5x import macro_check
 from t5x import multihost
 from t5x import preemption
 from t5x import save_failures
@@ -208,8 +209,9 @@ def start(function: str, example: str, *, joins: bool = True) -> None:
   """
   search_paths = [*FLAGS.gin_search_paths, _PACKAGE_ROOT]
   files, bindings = FLAGS.gin_file or [], FLAGS.gin_bindings
-  configured = gin_syntax.check(files, bindings, search_paths)
-  _check_function(function, configured, example)
+  statements = gin_syntax.read(files, bindings, search_paths)
+  _check_function(function, gin_syntax.configured(statements), example)
+  macro_check.check(statements)
   cluster = join_processes() if joins else None
   import_tensorflow()
   import seqio
@@ -282,7 +284,8 @@ def parse_gin(
     ValueError: for an unknown name, or what gin cannot read.
   """
   search_paths = [*gin_search_paths, _PACKAGE_ROOT]
-  gin_syntax.check(gin_files, gin_bindings, search_paths)
+  statements = gin_syntax.read(gin_files, gin_bindings, search_paths)
+  macro_check.check(statements, is_whole=False)
   import_tensorflow()
   # gin's own messages, whatever handlers the other command has.
   logger = python_logging.getLogger()

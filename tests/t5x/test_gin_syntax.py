@@ -25,27 +25,27 @@ no_such_module.train:
 
 def test_nothing_that_the_files_name_is_needed(write):
   paths = write(run=RUN, part='scope/other.y = [1, %Q]\nQ = None')
-  names = gin_syntax.check(['run.gin'], ['third.z = 3', 'R = 1'], paths)
-  assert names == {'train', 'other', 'third'}
+  statements = gin_syntax.read(['run.gin'], ['third.z = 3', 'R = 1'], paths)
+  assert gin_syntax.configured(statements) == {'train', 'other', 'third'}
 
 
 def test_a_missing_include_names_the_file_and_line_that_wants_it(write):
   paths = write(run=RUN)
   with pytest.raises(FileNotFoundError) as error:
-    gin_syntax.check(['run.gin'], [], paths)
+    gin_syntax.read(['run.gin'], [], paths)
   assert "'part.gin' not found" in str(error.value)
   assert 'run.gin, line 4' in str(error.value)
 
 
 def test_a_file_of_an_installed_package_is_found():
   name = 't5x/configs/runs/pretrain.gin'
-  assert 'train' in gin_syntax.check([name], [], [])
+  assert 'train' in gin_syntax.configured(gin_syntax.read([name], [], []))
 
 
 def test_includes_that_go_round_in_a_circle_are_told(write):
   paths = write(a="include 'b.gin'", b="include 'a.gin'")
   with pytest.raises(ValueError, match='a.gin -> .*b.gin -> .*a.gin'):
-    gin_syntax.check(['a.gin'], [], paths)
+    gin_syntax.read(['a.gin'], [], paths)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_includes_that_go_round_in_a_circle_are_told(write):
 )
 def test_what_gin_cannot_read_is_told_with_file_and_line(write, text, line):
   with pytest.raises(ValueError, match=rf'broken\.gin, {line}: '):
-    gin_syntax.check(['broken.gin'], [], write(broken=text))
+    gin_syntax.read(['broken.gin'], [], write(broken=text))
 
 
 def test_what_gin_cannot_read_on_the_command_line_is_quoted():
   with pytest.raises(ValueError, match="binding 'MODEL_DIR = runs/x'"):
-    gin_syntax.check([], ['A = 1', 'MODEL_DIR = runs/x'], [])
+    gin_syntax.read([], ['A = 1', 'MODEL_DIR = runs/x'], [])

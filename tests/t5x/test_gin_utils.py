@@ -84,16 +84,6 @@ def test_an_unknown_name_on_the_command_line_has_near_ones_too(tmp_path):
     parse(tmp_path, RATE, 'create_learning_rate_schedulr.warmup_steps = 2')
 
 
-def test_a_misspelt_macro_on_the_command_line_is_refused(tmp_path):
-  with pytest.raises(ValueError, match="'WARMUPP'(.|\n)*WARMUP"):
-    parse(tmp_path, RATE, 'WARMUPP = 2')
-
-
-def test_an_unread_macro_unlike_any_other_is_only_told(tmp_path, caplog):
-  parse(tmp_path, RATE, 'DROPOUT_RATE = 0.1')
-  assert 'DROPOUT_RATE' in caplog.text
-
-
 def test_a_required_macro_says_how_to_set_it(tmp_path):
   text = RATE.replace('WARMUP = 5', 'WARMUP = %gin.REQUIRED')
   with pytest.raises(ValueError, match='WARMUP must be set.*--gin.WARMUP='):

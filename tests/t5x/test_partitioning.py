@@ -134,6 +134,14 @@ def test_partitioner_needs_a_layout():
     partitioning.PjitPartitioner(1, ici_mesh_shape=(1, 1, 1))
 
 
+def test_a_mesh_of_other_than_all_devices_tells_both_numbers():
+  partitioner = partitioning.PjitPartitioner(
+      1, ici_mesh_shape=(1, 50, 2), dcn_mesh_shape=(3, 1, 1)
+  )
+  with pytest.raises(ValueError, match='mesh of 300 devices, and there are'):
+    _ = partitioner.mesh
+
+
 REPLICATED = [
     ('relpos_buckets', None),
     ('abspos_buckets', None),

@@ -3,7 +3,7 @@
 import pytest
 import scripts
 
-MODULES = ['t5x.train', 't5x.eval', 't5x.infer']
+MODULES = ['t5x.train', 't5x.eval', 't5x.infer', 't5x.precompile']
 
 
 def run_traced(module, *args):
@@ -37,13 +37,29 @@ def test_help_shows_the_flags_without_tensorflow(module):
     assert f'--{flag}:' in result.stdout.replace('[no]', '')
 
 
-@pytest.mark.parametrize('module', MODULES)
+RUNS = '--gin_file=t5x/configs/runs/'
+
+
 @pytest.mark.parametrize(
-    ('args', 'message'),
+    ('module', 'args', 'message'),
     [
-        (['--gin_file=nowhere.gin'], "Gin file 'nowhere.gin' not found"),
-        (['--gin_file=tiny_t5.gin', '--gin.A=(1'], "binding 'A = (1'"),
-        ([], 'Start from --gin_file=t5x/configs/runs/'),
+        (
+            't5x.train',
+            ['--gin_file=nowhere.gin'],
+            "Gin file 'nowhere.gin' not found",
+        ),
+        ('t5x.train', [f'{RUNS}pretrain.gin'], 'TRAIN_STEPS must be set'),
+        ('t5x.eval', [f'{RUNS}eval.gin', '--gin.A=(1'], "binding 'A = (1'"),
+        (
+            't5x.infer',
+            [f'{RUNS}infer.gin', '--gin.CHECKPOIN_PATH=1'],
+            'Nearest that are read: CHECKPOINT_PATH',
+        ),
+        (
+            't5x.precompile',
+            ['--topology=cpu:8'],
+            'Start from --gin_file=t5x/configs/runs/',
+        ),
     ],
 )
 def test_errors_in_gin_files_are_told_without_tensorflow(module, args, message):
