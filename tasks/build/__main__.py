@@ -1,196 +1,29 @@
-"""`python -m tasks.build`: converts original downloads to ArrayRecord.
+"""`python -m tasks.build`: converts original downloads, looks at what it built.
 
-Exit status: 0 all fine; 1 failed, or something would have been left out and
-the run is strict; 2 wrong arguments; 3 done, but something was left out.
+Exit status of a conversion: 0 all fine; 1 failed, or something would have been
+left out and the run is strict; 2 wrong arguments; 3 done, but something was
+left out. Of `verify`: 0 all is whole, 1 something is not.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-import dataclasses
-import pathlib
+from collections.abc import Sequence
 import sys
-from typing import Any
 
-from tasks.build import coco_captions
-from tasks.build import llava
-from tasks.build import localized_narratives
-from tasks.build import refcoco
-from tasks.build import reports
-from tasks.build import shards
-from tasks.build import uninext
-from tasks.build import visual_genome
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-  """A converter as the command line shows it.
-
-  Attributes:
-    read_split: reads annotation files into the plan of a split.
-    summary: what it reads.
-    parts: what a part of a file is, empty where files have none.
-    takes_data_source: whether rows of one data source can be chosen.
-  """
-
-  read_split: Callable[..., shards.Split]
-  summary: str
-  parts: str = ''
-  takes_data_source: bool = False
-
-
-_SOURCES = {
-    'ln': _Source(
-        localized_narratives.read_split, 'Localized Narratives (JSONL)'
-    ),
-    'vg': _Source(
-        visual_genome.read_split, "Visual Genome regions (GRiT's JSON)"
-    ),
-    'refcoco': _Source(
-        refcoco.read_split, 'RefCOCO, RefCOCO+, RefCOCOg (MDETR JSON)'
-    ),
-    'uninext': _Source(
-        uninext.read_split,
-        'RefCOCO-like lists of UNINEXT: mixed COCO and VG, Flickr30k',
-        parts='a list of the file, such as train',
-        takes_data_source=True,
-    ),
-    'llava': _Source(llava.read_split, 'LLaVA-Instruct (mix665k JSON)'),
-    'coco_captions': _Source(
-        coco_captions.read_split,
-        "COCO captions (COCO's JSON, or Karpathy's splits)",
-        parts="a split of Karpathy's, such as val or train+restval",
-    ),
-}
-
-
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-      prog='python -m tasks.build', description=__doc__.partition('\n\n')[0],
-      epilog=__doc__.partition('\n\n')[2],
-  )
-  sources = parser.add_subparsers(dest='source', required=True)
-  for name, kind in _SOURCES.items():
-    source = sources.add_parser(
-        name, help=kind.summary, description=kind.summary
-    )
-    part = f'; #PART is {kind.parts}' if kind.parts else ''
-    source.add_argument(
-        '--split',
-        action='append',
-        required=True,
-        metavar=f'NAME=FILE[,FILE...]{"[#PART]" if kind.parts else ""}',
-        help='a split and its annotation files; may be given several times'
-        + part,
-    )
-    if kind.takes_data_source:
-      source.add_argument(
-          '--data_source',
-          choices=uninext.DATA_SOURCES,
-          help='convert the rows of this source only; also the source of rows'
-          ' that name none',
-      )
-    source.add_argument(
-        '--images',
-        nargs='+',
-        required=True,
-        type=pathlib.Path,
-        metavar='DIR',
-        help='folders with the pictures, searched in this order',
-    )
-    source.add_argument(
-        '--output',
-        required=True,
-        type=pathlib.Path,
-        metavar='DIR',
-        help='each split goes to DIR/NAME',
-    )
-    source.add_argument(
-        '--shards',
-        type=int,
-        help="number of shards of each split; the reference's if not given",
-    )
-    source.add_argument(
-        '--workers', type=int, default=1, help='processes (1)'
-    )
-    source.add_argument(
-        '--strict',
-        action='store_true',
-        help='fail, and rename nothing, if anything would be left out',
-    )
-  return parser
-
-
-def _parse_splits(
-    parser: argparse.ArgumentParser, arguments: argparse.Namespace
-) -> dict[str, tuple[list[pathlib.Path], str | None]]:
-  """Checks the arguments; returns split name to files and part."""
-  has_parts = bool(_SOURCES[arguments.source].parts)
-  splits: dict[str, tuple[list[pathlib.Path], str | None]] = {}
-  for text in arguments.split:
-    name, _, files = text.partition('=')
-    part = None
-    if has_parts:
-      files, _, part = files.partition('#')
-    if not name or not files or '/' in name or name in splits:
-      parser.error(
-          f'--split {text!r}: expected NAME=FILE[,FILE...] with a name that is'
-          f' new and has no slash; names so far: {sorted(splits)}'
-      )
-    splits[name] = ([pathlib.Path(f) for f in files.split(',')], part or None)
-    for file in splits[name][0]:
-      if not file.is_file():
-        parser.error(f'--split {name}: {file} is not a file')
-  for folder in arguments.images:
-    if not folder.is_dir():
-      parser.error(f'--images: {folder} is not a folder')
-  for option in ('workers', 'shards'):
-    number = getattr(arguments, option)
-    if number is not None and number < 1:
-      parser.error(f'--{option} is {number}; expected at least 1')
-  return splits
-
-
-def _summary(name: str, tally: reports.Tally) -> str:
-  lines = [f'{name}:']
-  for level, counts in tally.counts().items():
-    numbers = ', '.join(f'{key} {value}' for key, value in counts.items())
-    lines.append(f'  {level}: {numbers}')
-  return '\n'.join(lines)
+from tasks.build import conversions
+from tasks.build import inspections
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Converts what the arguments name; returns the exit status."""
-  parser = _parser()
+  """Does what the arguments say; returns the exit status."""
+  summary, _, rest = __doc__.partition('\n\n')
+  parser = argparse.ArgumentParser(
+      prog='python -m tasks.build', description=summary, epilog=rest
+  )
+  commands = parser.add_subparsers(dest='command', required=True)
+  conversions.add_commands(commands)
+  inspections.add_commands(commands)
   arguments = parser.parse_args(argv)
-  splits = _parse_splits(parser, arguments)
-  source = _SOURCES[arguments.source]
-  rejected = 0
-  for name, (files, part) in splits.items():
-    options: dict[str, Any] = {'part': part} if source.parts else {}
-    if source.takes_data_source:
-      options['data_source'] = arguments.data_source
-    split = source.read_split(
-        arguments.output / name,
-        files,
-        arguments.images,
-        arguments.shards,
-        **options,
-    )
-    if not split.units:
-      details = '; '.join(note.detail for note in split.tally.notes[:5])
-      print(f'{name}: nothing to convert. {details}', file=sys.stderr)
-      return 1
-    try:
-      tally = shards.build_split(split, arguments.workers, arguments.strict)
-    except shards.RejectError as e:
-      print(f'{name}: {e}', file=sys.stderr)
-      return 1
-    print(_summary(name, tally))
-    rejected += tally.rejected.total()
-  if rejected:
-    print(f'{rejected} left out; see {shards.REJECTS} of each split.')
-    return 3
-  return 0
+  return arguments.run(arguments)
 
 
 if __name__ == '__main__':

@@ -11,22 +11,24 @@ from collections.abc import Mapping, Sequence
 
 from google.protobuf import descriptor_pb2
 from google.protobuf import descriptor_pool
+from google.protobuf import message
 from google.protobuf import message_factory
 import numpy as np
 
 _PACKAGE = 'pixel_llm.build'
 _Field = descriptor_pb2.FieldDescriptorProto
+DecodeError = message.DecodeError
 
 
 def _add_field(
-    message: descriptor_pb2.DescriptorProto,
+    owner: descriptor_pb2.DescriptorProto,
     name: str,
     number: int,
     kind: int,
     type_name: str | None = None,
     repeated: bool = False,
 ) -> descriptor_pb2.FieldDescriptorProto:
-  return message.field.add(
+  return owner.field.add(
       name=name,
       number=number,
       type=kind,
@@ -47,8 +49,8 @@ def _describe() -> descriptor_pb2.FileDescriptorProto:
   )
   # proto3 packs repeated numbers, as RefA asks.
   for list_name, _, kind in lists:
-    message = file.message_type.add(name=list_name)
-    _add_field(message, 'value', 1, kind, repeated=True)
+    owner = file.message_type.add(name=list_name)
+    _add_field(owner, 'value', 1, kind, repeated=True)
   feature = file.message_type.add(name='Feature')
   feature.oneof_decl.add(name='kind')
   for number, (list_name, field_name, _) in enumerate(lists, 1):

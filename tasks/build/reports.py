@@ -104,6 +104,16 @@ class Tally:
         for level in levels
     }
 
+  def reasons(self) -> dict[str, dict[str, dict[str, int]]]:
+    """Level to action to reason to number; they sum to `counts`."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for note in sorted(
+        self.notes, key=lambda n: (n.level, n.action, n.reason)
+    ):
+      numbers = found.setdefault(note.level, {}).setdefault(note.action, {})
+      numbers[note.reason] = numbers.get(note.reason, 0) + 1
+    return found
+
   def to_json(self) -> dict[str, Any]:
     """As plain lists and dicts."""
     return {

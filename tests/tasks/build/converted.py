@@ -1,5 +1,6 @@
 """What a converter wrote, as its tests read it."""
 
+import collections
 import json
 
 from array_record.python import array_record_data_source
@@ -47,5 +48,7 @@ def assert_adds_up(directory, record_level='image'):
         if (note['level'], note['action']) == (level, 'rejected')
     ]
     assert len(rejected) == counts['rejected'], level
+    by_reason = stored['reasons'].get(level, {}).get('rejected', {})
+    assert by_reason == collections.Counter(n['reason'] for n in rejected)
   assert len(records(directory)) == stored['num_records']
   assert stored['counts'][record_level]['written'] == stored['num_records']
