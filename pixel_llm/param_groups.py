@@ -13,7 +13,6 @@ should be frozen.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import difflib
 import math
 import re
 from typing import Any
@@ -25,72 +24,7 @@ import optax
 
 from pixel_llm import layer_layout
 from t5x import optimizers
-
-
-def param_names(params: Any) -> list[str]:
-  """Names the leaves of a parameter tree, in the tree's order."""
-  return [
-      jax.tree_util.keystr(path, simple=True, separator='/')
-      for path, _ in jax.tree.leaves_with_path(params)
-  ]
-
-
-def _compile(pattern: str) -> re.Pattern:
-  """Compiles a pattern, and names it if it is no regular expression."""
-  try:
-    return re.compile(pattern)
-  except re.error as e:
-    raise ValueError(
-        f'{pattern!r} is not a regular expression: {e}. Escape dots and'
-        ' brackets of parameter names with a backslash.'
-    ) from e
-
-
-def _nearest(pattern: str, names: Sequence[str]) -> list[str]:
-  """Finds names, or parts of names, that look like a pattern."""
-  plain = re.sub(r'[\\^$()?:!|*+\[\]{}]', '', pattern).strip('/')
-  parts = set()
-  for name in names:
-    words = name.split('/')
-    parts.update(words)
-    parts.update('/'.join(words[:i]) for i in range(1, len(words) + 1))
-  return difflib.get_close_matches(plain, sorted(parts), n=3, cutoff=0.3)
-
-
-def match(
-    names: Sequence[str], patterns: Sequence[str], field: str
-) -> dict[str, str]:
-  """Finds the pattern of each parameter.
-
-  Args:
-    names: parameter names.
-    patterns: regular expressions that are searched anywhere in a name:
-      'sam_backbone' matches 'sam_backbone/neck/0/kernel'.
-    field: what the patterns are, for messages.
-
-  Returns:
-    Name to pattern, for the names that one matches.
-
-  Raises:
-    ValueError: if a pattern matches nothing or two match one parameter.
-  """
-  found: dict[str, str] = {}
-  for pattern in patterns:
-    regex = _compile(pattern)
-    matched = [name for name in names if regex.search(name)]
-    if not matched:
-      raise ValueError(
-          f'{field}: pattern {pattern!r} matches none of the {len(names)}'
-          f' parameters. Nearest: {_nearest(pattern, names)}.'
-      )
-    for name in matched:
-      if name in found:
-        raise ValueError(
-            f'{field}: patterns {found[name]!r} and {pattern!r} both match'
-            f' parameter {name!r}; make them exclusive.'
-        )
-      found[name] = pattern
-  return found
+from t5x import param_patterns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +49,7 @@ class LayerDecay:
   stems: tuple[str, ...] = ('patch_embed.proj', 'pos_embed')
 
   def __post_init__(self):
-    _compile(self.block_prefix)
+    param_patterns.compile_pattern(self.block_prefix)
 
   def layer_id(self, name: str) -> int:
     """Gives a parameter's layer, 0 to num_layers + 1.
@@ -159,13 +93,14 @@ class LayerDecay:
     if not ids & set(range(1, self.num_layers + 1)):
       raise ValueError(
           f'LayerDecay: block_prefix {self.block_prefix!r} matches no'
-          f' parameter. Nearest: {_nearest(self.block_prefix, names)}.'
+          ' parameter. Nearest:'
+          f' {param_patterns.nearest(self.block_prefix, names)}.'
       )
     for stem in self.stems:
       if not any(stem in name for name in names):
         raise ValueError(
             f'LayerDecay: stem {stem!r} is part of no parameter name.'
-            f' Nearest: {_nearest(stem, names)}.'
+            f' Nearest: {param_patterns.nearest(stem, names)}.'
         )
 
 
@@ -242,7 +177,7 @@ class ParamGroupOptimizer(optimizers.OptaxWrapper):
         None if frozen_dtype is None else jnp.dtype(frozen_dtype)
     )
     for pattern in (*self.frozen, *dict(self.lr_multipliers)):
-      _compile(pattern)
+      param_patterns.compile_pattern(pattern)
     steps = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
     steps += [
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
@@ -280,13 +215,15 @@ class ParamGroupOptimizer(optimizers.OptaxWrapper):
   def _frozen_names(self, params: Any) -> Mapping[str, str]:
     """Checks all patterns and returns the frozen names with their pattern."""
     names = [n for ns in layer_layout.layer_names(params).values() for n in ns]
-    frozen = match(names, self.frozen, 'ParamGroupOptimizer.frozen')
+    frozen = param_patterns.match(
+        names, self.frozen, 'ParamGroupOptimizer.frozen'
+    )
     if len(frozen) == len(names):
       raise ValueError(
           f'ParamGroupOptimizer.frozen={self.frozen} freezes all'
           f' {len(names)} parameters; leave some to train.'
       )
-    multiplied = match(
+    multiplied = param_patterns.match(
         names,
         [pattern for pattern, _ in self.lr_multipliers],
         'ParamGroupOptimizer.lr_multipliers',
@@ -320,7 +257,7 @@ class ParamGroupOptimizer(optimizers.OptaxWrapper):
     frozen = self._frozen_names(params)
     layers = layer_layout.layer_names(params)
     flags = []
-    for name in param_names(params):
+    for name in param_patterns.param_names(params):
       trained = [layer not in frozen for layer in layers[name]]
       if len(set(trained)) > 1:
         kept = layers[name][trained.index(False)]
@@ -367,7 +304,9 @@ class ParamGroupOptimizer(optimizers.OptaxWrapper):
             lr_factor=self.lr_factor(name),
             decays=bool(self.weight_decay) and _decays(len(param.shape)),
         )
-        for name, param in zip(param_names(params), jax.tree.leaves(params))
+        for name, param in zip(
+            param_patterns.param_names(params), jax.tree.leaves(params)
+        )
     ]
 
 

@@ -4,7 +4,7 @@ Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory
 Cost" (2018, RefA); arguments and state follow T5X's `t5x/adafactor.py` (RefB).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax
@@ -178,6 +178,13 @@ class Adafactor(OptimizerDef):
       name = factor_rules.param_name(path)
       factor_map[name] = factor_rules.rule_of_axes(name, tuple(axes), rules)
     self.hyper_params = self.hyper_params.replace(factor_map=factor_map)
+
+  def check_names(self, names: Sequence[str]) -> None:
+    """Checks the patterns of parameter scale and factor map."""
+    for field in ('multiply_by_parameter_scale', 'factor_map'):
+      value = getattr(self.hyper_params, field)
+      if isinstance(value, HParamMap):
+        value.check(names, f'Adafactor.{field}')
 
   def init_state(self, params: Any) -> OptimizerState:
     """Makes zero moments."""

@@ -5,11 +5,12 @@ A rule is a tuple with one `FactorDim` a dimension, or `HEURISTIC_RULE`.
 
 from collections.abc import Mapping, Sequence
 import enum
-import re
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from t5x import param_patterns
 
 
 class FactorDim(enum.Enum):
@@ -41,7 +42,15 @@ class HParamMap:
   """A hyper-parameter by parameter name: the first regex found in it wins."""
 
   def __init__(self, rules: Sequence[tuple[str, Any]]):
-    self._rules = [(re.compile(pattern), value) for pattern, value in rules]
+    self._rules = [
+        (param_patterns.compile_pattern(pattern), value)
+        for pattern, value in rules
+    ]
+
+  def check(self, names: Sequence[str], field: str) -> None:
+    """Raises ValueError if a pattern is found in none of the names."""
+    for pattern, _ in self._rules:
+      param_patterns.find(names, pattern.pattern, field)
 
   def __getitem__(self, name: str) -> Any:
     for pattern, value in self._rules:

@@ -8,6 +8,7 @@ from flax.traverse_util import ModelParamTraversal
 import jax
 import jax.numpy as jnp
 
+from t5x import param_patterns
 from t5x.optimizer_def import Optimizer
 from t5x.optimizer_def import OptimizerDef
 from t5x.optimizer_def import OptimizerState
@@ -39,14 +40,17 @@ class MultiOptimizer(OptimizerDef):
   each, without the parameters of other parts.
 
   Attributes:
-    traversals: which parameters each optimizer owns.
+    traversals: which parameters each optimizer owns; each owns some.
     sub_optimizers: the optimizer definitions, in the same order.
   """
 
   def __init__(
       self,
       traversals_and_optimizers: Sequence[
-          tuple[ModelParamTraversal, OptimizerDef]
+          tuple[
+              ModelParamTraversal | param_patterns.PatternTraversal,
+              OptimizerDef,
+          ]
       ],
   ):
     if not traversals_and_optimizers:
@@ -74,23 +78,49 @@ class MultiOptimizer(OptimizerDef):
     )
 
   def _owners(self, params: Any) -> Any:
-    """Returns a tree like `params` of the number of the owning optimizer."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    """Returns a tree like `params` of the number of the owning optimizer.
+
+    Raises:
+      ValueError: if a traversal matches nothing, or two the same parameter.
+    """
+    names = param_patterns.param_names(params)
     treedef = jax.tree.structure(params)
-    owners = [_FROZEN] * len(paths)
+    owners = [_FROZEN] * len(names)
     for owner, traversal in enumerate(self.traversals):
       marked = treedef.flatten_up_to(traversal.update(_Matched, params))
-      for number, leaf in enumerate(marked):
-        if not isinstance(leaf, _Matched):
-          continue
+      matched = [
+          i for i, leaf in enumerate(marked) if isinstance(leaf, _Matched)
+      ]
+      self._check_matches(owner, len(matched), names)
+      for number in matched:
         if owners[number] != _FROZEN:
-          name = jax.tree_util.keystr(paths[number], simple=True, separator='/')
           raise ValueError(
               f'Optimizers {owners[number]} and {owner} of the MultiOptimizer'
-              f' both match {name!r}; make their traversals exclusive.'
+              f' both match {names[number]!r}; make their traversals exclusive.'
           )
         owners[number] = owner
     return jax.tree.unflatten(treedef, owners)
+
+  def _check_matches(
+      self, owner: int, num_matched: int, names: Sequence[str]
+  ) -> None:
+    """Refuses a traversal without a parameter, and patterns without one."""
+    traversal = self.traversals[owner]
+    field = f'Optimizer {owner} of the MultiOptimizer'
+    if isinstance(traversal, param_patterns.PatternTraversal):
+      for pattern in traversal.patterns:
+        param_patterns.find(names, pattern, field)
+    if not num_matched:
+      raise ValueError(
+          f'{field}: its traversal matches none of the {len(names)} parameters,'
+          f' such as {names[:3]}. Flax puts a slash in front of the names; a'
+          ' param_patterns.PatternTraversal tells which pattern is misspelt.'
+      )
+
+  def check_names(self, names: Sequence[str]) -> None:
+    """Checks the parts' own patterns, which they may share, with all names."""
+    for sub in self.sub_optimizers:
+      sub.check_names(names)
 
   def trainable_mask(self, params: Any) -> Any:
     """Tells which parameters a traversal matches and its optimizer trains."""

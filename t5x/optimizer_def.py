@@ -8,12 +8,14 @@ The others have no gradient and no state, and come out as they went in.
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax
 from flax import serialization
 import jax
+
+from t5x import param_patterns
 
 
 @flax.struct.dataclass
@@ -76,8 +78,20 @@ class OptimizerDef(metaclass=abc.ABCMeta):
     """Returns the hyper-parameters with some replaced, for one step."""
     return self.hyper_params.replace(**overrides)
 
+  def check_names(self, names: Sequence[str]) -> None:
+    """Checks what this definition says of parameters by name.
+
+    Args:
+      names: all parameters, also those of other optimizers.
+
+    Raises:
+      ValueError: if it names none of them.
+    """
+    del names  # Most definitions treat all parameters alike.
+
   def create(self, target: Any) -> 'Optimizer':
     """Binds this definition to parameters, with a fresh state."""
+    self.check_names(param_patterns.param_names(target))
     return Optimizer(self, self.init_state(target), target)
 
   def state_dict(self, target: Any, state: OptimizerState) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from t5x.optimizer_def import Optimizer
 from t5x.optimizer_def import OptimizerDef
 from t5x.optimizer_def import OptimizerDefType
 from t5x.optimizer_def import OptimizerState
+from t5x.param_patterns import PatternTraversal
 
 __all__ = [
     'ModelParamTraversal',
@@ -29,6 +30,7 @@ __all__ = [
     'OptimizerDef',
     'OptimizerDefType',
     'OptimizerState',
+    'PatternTraversal',
     'adabelief',
     'adagrad',
     'adam',

@@ -15,6 +15,7 @@ from pixel_llm.golden import case as case_lib
 from pixel_llm.golden import compare
 from pixel_llm.golden.runners import optimizer as runner
 from t5x import optimizers
+from t5x import param_patterns
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 PARAMS = {
@@ -276,7 +277,7 @@ def test_scanned_and_unrolled_parameters_get_the_same_updates():
   jax.tree.map(close, layer_layout.to_unrolled(scanned_state), unrolled_state)
   # What is frozen stays, everything else moves.
   for name, before, after in zip(
-      param_groups.param_names(unrolled),
+      param_patterns.param_names(unrolled),
       jax.tree.leaves(_tower(False)),
       jax.tree.leaves(unrolled),
   ):

@@ -11,6 +11,7 @@ from t5x import adafactor
 from t5x import partitioning
 from t5x import train_state
 from t5x.optimizers import MultiOptimizer
+from t5x.optimizers import PatternTraversal
 
 Adafactor = adafactor.Adafactor
 FactorDim = adafactor.FactorDim
@@ -199,6 +200,27 @@ def test_parameter_scale_by_name():
   np.testing.assert_array_equal(mixed.target['kernel'], off.target['kernel'])
   np.testing.assert_array_equal(mixed.target['small'], on.target['small'])
   assert not np.allclose(on.target['kernel'], off.target['kernel'])
+
+
+def test_a_rule_for_no_parameter_is_an_error():
+  params = {'bias': np.zeros(2), 'kernel': np.zeros((2, 2))}
+  scale = HParamMap([('kernal', False), ('.*', True)])
+  definition = Adafactor(multiply_by_parameter_scale=scale)
+  message = "multiply_by_parameter_scale: pattern 'kernal' .*'kernel'"
+  with pytest.raises(ValueError, match=message):
+    definition.create(params)
+  # Optimizers of several groups may share a map: it speaks of all of them.
+  shared = HParamMap([('kernel', False), ('bias', True)])
+  groups = MultiOptimizer(
+      [
+          (
+              PatternTraversal([name]),
+              Adafactor(multiply_by_parameter_scale=shared),
+          )
+          for name in params
+      ]
+  )
+  groups.create(params)
 
 
 def test_global_norm_clipping_scales_all_gradients():

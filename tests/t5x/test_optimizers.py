@@ -302,3 +302,38 @@ def test_overlapping_traversals_are_an_error():
   )
   with pytest.raises(ValueError, match="both match 'head/bias'"):
     definition.create(_params())
+
+
+def test_a_traversal_that_matches_nothing_is_an_error():
+  definition = optimizers.MultiOptimizer(
+      [
+          (_traversal('head'), optimizers.sgd(1.0)),
+          (_traversal('hed'), optimizers.sgd(1.0)),
+      ]
+  )
+  message = "Optimizer 1 of the MultiOptimizer: .* none of .*'head/bias'"
+  with pytest.raises(ValueError, match=message):
+    definition.create(_params())
+
+
+def test_groups_by_pattern_train_alike_and_name_a_misspelt_pattern():
+  def groups(*patterns):
+    return optimizers.MultiOptimizer(
+        [(optimizers.PatternTraversal(patterns), optimizers.sgd(1.0))]
+    )
+
+  optimizer = groups('^head/k', 'bias$').create(_params())
+  mask = optimizer.optimizer_def.trainable_mask(optimizer.target)
+  assert mask['head'] == {'bias': True, 'kernel': True}
+  trained = groups('^head/k').create(_params()).apply_gradient(_params())
+  want = (
+      optimizers.MultiOptimizer([(_traversal('head/k'), optimizers.sgd(1.0))])
+      .create(_params())
+      .apply_gradient(_params())
+  )
+  jax.tree.map(np.testing.assert_array_equal, trained.target, want.target)
+  message = "Optimizer 0 .*'haed/k' matches none of .*Nearest: .*'head/k"
+  with pytest.raises(ValueError, match=message):
+    groups('bias$', 'haed/k').create(_params())
+  with pytest.raises(ValueError, match=r"'head\(' is not a regular"):
+    groups('head(')

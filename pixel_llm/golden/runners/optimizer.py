@@ -9,6 +9,7 @@ import numpy as np
 from pixel_llm import param_groups
 from pixel_llm import schedules
 from pixel_llm.golden import case as golden_case
+from t5x import param_patterns
 
 # The recipes' rules, which the case gives in words.
 _FROZEN = {
@@ -68,7 +69,7 @@ def _updates(
     grads = golden_case.nest(_tree(case, f'grads{i}'))
     update, state = optimizer.optax_optimizer.update(grads, state, params)
     params = jax.tree.map(lambda p, u: p + u, params, update)
-    names = param_groups.param_names(update)
+    names = param_patterns.param_names(update)
     updates.append(dict(zip(names, jax.tree.leaves(update))))
   return updates
 
@@ -81,7 +82,7 @@ def _frozen(names: list[str], rule: str) -> np.ndarray:
       for pattern in _FROZEN[rule]
       if any(re.search(pattern, name) for name in names)
   ]
-  frozen = param_groups.match(names, present, f'frozen, {rule}')
+  frozen = param_patterns.match(names, present, f'frozen, {rule}')
   return np.array([name in frozen for name in names], np.uint8)
 
 
