@@ -70,9 +70,8 @@ def parameters():
   }
 
 
-@pytest.mark.parametrize(
-    'run', [WHOLE[0], pytest.param(WHOLE[1], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('run', WHOLE)
 def test_every_mesh_divides_every_parameter(run):
   recipe_files.parse(run)
   found = parameters()

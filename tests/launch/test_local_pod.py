@@ -82,6 +82,24 @@ def test_two_processes_train_one_run(tmp_path):
   assert 'Finished at step 5.' in other
 
 
+@pytest.mark.parametrize('expected, status', [(4, 0), (6, 1)])
+def test_devices_are_counted_over_all_processes(tmp_path, expected, status):
+  process = start(
+      2,
+      't5x.check_devices',
+      f'--expected={expected}',
+      cwd=ROOT,
+      DEVICES='2',
+      LOG_DIR=str(tmp_path),
+  )
+  stdout, stderr = process.communicate(timeout=120)
+  assert process.returncode == status, stderr
+  if status == 0:
+    assert '4 devices of cpu, seen by process 0 of 2.' in stdout
+  else:
+    assert '4 devices in 2 processes, expected 6: process 0 has 2.' in stderr
+
+
 @pytest.mark.slow
 def test_four_processes_train_the_tiny_recipe(tmp_path):
   data = pathlib.Path(os.environ.get('PIXEL_LLM_DATA_DIR', ROOT / 'data'))
