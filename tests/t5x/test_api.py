@@ -106,6 +106,21 @@ parse_gin_flags(gin_search_paths, gin_files, gin_bindings, skip_unknown=False, f
 get_gin_config_str(show_provenance=False)
 summarize_gin_config(model_dir, summary_writer, step)
 """,
+    'interactive_model': """
+InteractiveModel(batch_size, task_feature_lengths, output_dir, partitioner, model, dtype, restore_mode, checkpoint_path, input_shapes, input_types=None, init_random_seed=42, add_eos=True, eval_names=None)
+InteractiveModel.train_step(self, examples)
+InteractiveModel.train_step_with_preprocessors(self, examples, preprocessors)
+InteractiveModel.infer_with_preprocessors(self, mode, examples, preprocessors)
+InteractiveModel.predict_with_aux(self, examples)
+InteractiveModel.score(self, examples)
+InteractiveModel.evaluate(self, examples, metric_fns)
+InteractiveModel.evaluate_with_preprocessors(self, examples, preprocessors, metric_fns, postprocessor=None)
+InteractiveModel.train_loop(self, num_steps, eval_period=1, train_batches=None, predict_batches=None, score_batches=None, eval_batches=None, metrics_fns=None)
+get_dataset_from_natural_text_examples(examples, preprocessors, task_feature_lengths, features)
+get_batches_from_seqio(task_or_mixture_name, split, batch_size, num_batches, get_pretokenized_examples=True, sequence_length=None)
+get_seqio_task_from_examples(task_name, interactive_model, examples, preprocessors, metric_fns=None, add_to_registry=True)
+get_gin_config_from_interactive_model(interactive_model, script_type, task_name, partitioner_config_str, model_config_str, train_steps=1, imports_str='')
+""",
     'state_utils': """
 flatten_state_dict(state_dict, keep_empty_nodes=False)
 merge_state(state_dict, merge_state_dict, overwrite=False)
@@ -156,6 +171,7 @@ _NAMES = {
         ' remove_checkpoint_dir detect_checkpoint_type CheckpointTypes'
     ),
     'checkpoint_importer': 'LazyArray',
+    'interactive_model': 'InferenceType T5XScriptType',
     'gin_utils': 'rewrite_gin_args run sum_fn bool_fn string_split_fn',
     'state_utils': (
         'tensorstore_leaf get_name_tree intersect_state apply_assignment_map'
