@@ -121,8 +121,30 @@ def text_card(sample: samples_lib.Sample, store: pictures.PictureStore) -> str:
   )
 
 
+def detection_card(
+    sample: samples_lib.Sample, store: pictures.PictureStore
+) -> str:
+  """An object that the model found, without a truth to compare with."""
+  row = sample.row
+  width, height = row['width'], row['height']
+  layers = [store.use(row['file_name'], width, height)]
+  if row['bbox'] is not None:
+    layers.append(pictures.box_layer(row['bbox'], 'pred-box', 'predicted box'))
+  text = html.escape(row.get('caption', '(not decoded: no vocabulary)'))
+  description = f'Picture {row["file_name"]} with {row["prompt_id"]}'
+  return (
+      '<article class="card">'
+      f'{pictures.drawing(width, height, description, "".join(layers))}'
+      f'<p class="said">“{text}”</p>'
+      f'<p class="dim">score {row["detection_score"] or 0:.2f}</p>'
+      f'{_origin(row)}</article>'
+  )
+
+
 def card(sample: samples_lib.Sample, store: pictures.PictureStore) -> str:
   """The card that fits what the row holds."""
+  if 'truth' not in sample.row:
+    return detection_card(sample, store)
   if sample.box_iou is not None:
     return box_card(sample, store)
   if 'trace' in sample.row:

@@ -47,7 +47,7 @@ class Sample:
 
 def score_row(row: Mapping[str, Any]) -> Sample:
   """Scores one row of a predictions file."""
-  truth = row['truth']
+  truth = row.get('truth', {})  # A detection has none.
   box_iou = mask_iou = None
   if truth.get('bbox') is not None:
     box_iou = 0.0

@@ -214,6 +214,18 @@ def test_only_so_many_samples_are_shown_but_all_are_counted(run):
   )
 
 
+def test_detections_are_drawn_though_they_have_no_truth(run):
+  row = _refseg_row(0, [12, 10, 20, 20], caption='a <i>found</i> dog')
+  del row['truth'], row['segmentation']
+  row |= {'prompt_id': 'detection 0', 'detection_score': 0.75}
+  (run / 'inference_eval/vg-predictions-000002.json').write_text(
+      json.dumps([row, row | {'bbox': None}])
+  )
+  page = _Page(_report(run))
+  assert page.text.count('“a <i>found</i> dog” score 0.75') == 2
+  assert 'my_run' in page.text and '2 of 2 prompts' in page.text
+
+
 def test_missing_pictures_are_listed(run):
   page = _Page(_report(run))
   assert 'Picture lost.jpg: in none of the folders.' in page.text
