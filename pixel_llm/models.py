@@ -227,8 +227,9 @@ class PixelLLMModel(models.BaseModel):
 
     Args:
       params: of the network.
-      batch: features; the given text is read, points, boxes and masks not. No
-        text is written for padding of the prompts.
+      batch: features; the given text is read, points, boxes and masks not. A
+        text that joins no caption loss, as an expression to refer by, is taken
+        as given; none is written for padding of the prompts either.
       rng: for decoders that draw (`sampling.Sample`).
 
     Returns:
@@ -251,8 +252,8 @@ class PixelLLMModel(models.BaseModel):
         params,
         *(batch[name] for name in NETWORK_INPUTS if name != 'text_tokens'),
     )
-    scores = None
-    text_tokens = batch['text_tokens']
+    text_tokens, scores = batch['text_tokens'], None
+    is_given = batch['prompt_mask'] & (batch['caption_weights'] <= 0)
     if self.decoder is not None:
       texts = inference.decode_text(
           self.module,
@@ -260,18 +261,25 @@ class PixelLLMModel(models.BaseModel):
           prepared,
           text_tokens.shape[-1],
           self.decoder,
-          batch['prompt_mask'],
+          batch['prompt_mask'] & ~is_given,
           rng,
       )
-      text_tokens, scores = texts.tokens[:, :, -1], texts.scores[:, :, -1]
+      text_tokens = jnp.where(
+          is_given[..., None], text_tokens, texts.tokens[:, :, -1]
+      )
+      scores = texts.scores[:, :, -1]
     text_tokens = generation.zero_after_end(
         text_tokens, self.module.end_token_id
     )
     found = inference.describe(self.module, params, prepared, text_tokens)
     given = found
+    read_scores = jnp.sum(
+        _token_scores(found.text.logits, text_tokens), axis=-1
+    )
     if scores is None:
-      scores = jnp.sum(_token_scores(found.text.logits, text_tokens), axis=-1)
+      scores = read_scores
     else:
+      scores = jnp.where(is_given, read_scores, scores)
       # What of this no caller reads, such as masks, is never computed.
       given = inference.describe(
           self.module, params, prepared, batch['text_tokens']

@@ -15,6 +15,18 @@ def refseg():
   return golden_model('model_refseg_t5')
 
 
+@pytest.fixture(scope='module')
+def score(refseg):
+  _, model, _ = refseg
+  return jax.jit(lambda p, b: model.score_batch(p, b, True))
+
+
+@pytest.fixture(scope='module')
+def greedy():
+  case, model, batch = golden_model('model_refseg_t5', generation.Greedy())
+  return case, jax.jit(model.predict_batch_with_aux), batch
+
+
 @pytest.mark.golden
 @pytest.mark.parametrize('name', ['model_trace_t5', 'model_refseg_t5'])
 def test_the_loss_of_a_task_pure_batch_equals_the_original(name):
@@ -56,11 +68,9 @@ def test_a_text_without_an_end_token_has_no_box(refseg):
   np.testing.assert_array_equal(aux['box_mask'], has_end)
 
 
-def test_scores_are_log_likelihoods_of_the_given_text(refseg):
+def test_scores_are_log_likelihoods_of_the_given_text(refseg, score):
   case, model, batch = refseg
-  scores, intermediates = jax.jit(
-      lambda p, b: model.score_batch(p, b, return_intermediates=True)
-  )(case.params, batch)
+  scores, intermediates = score(case.params, batch)
   outputs = jax.jit(model.module.apply)(
       {'params': case.params},
       *(jnp.asarray(batch[name]) for name in models.NETWORK_INPUTS),
@@ -76,9 +86,11 @@ def test_scores_are_log_likelihoods_of_the_given_text(refseg):
 
 
 @pytest.mark.golden
-def test_decoded_predictions_equal_the_original():
-  case, model, batch = golden_model('model_refseg_t5', generation.Greedy())
-  tokens, aux = jax.jit(model.predict_batch_with_aux)(case.params, batch)
+def test_decoded_predictions_equal_the_original(greedy):
+  case, predict, batch = greedy
+  # Its captions join no loss, yet the figures are of captions that are written.
+  weights = np.ones_like(batch['caption_weights'])
+  tokens, aux = predict(case.params, batch | {'caption_weights': weights})
   # The original decodes padding too; here it gets no text and so no box.
   valid = batch['prompt_mask']
   assert valid.any() and not valid.all()
@@ -92,6 +104,26 @@ def test_decoded_predictions_equal_the_original():
   )
   np.testing.assert_array_equal(
       tokens[~valid], np.eye(1, tokens.shape[2], 1).repeat((~valid).sum(), 0)
+  )
+
+
+def test_an_expression_is_read_beside_a_caption_that_is_written(greedy, score):
+  case, predict, batch = greedy
+  weights = np.ones_like(batch['caption_weights'])
+  written, _ = predict(case.params, batch | {'caption_weights': weights})
+  weights[1] = 0.0  # The second image is referred to.
+  tokens, aux = predict(case.params, batch | {'caption_weights': weights})
+  np.testing.assert_array_equal(tokens[0], written[0])
+  valid = batch['prompt_mask'][1]
+  given = generation.zero_after_end(batch['text_tokens'][1], 1)
+  assert (written[1] != given)[valid].any()
+  np.testing.assert_array_equal(tokens[1][valid], given[valid])
+  np.testing.assert_allclose(
+      aux['points'][1][valid], aux['gt_text_points'][1][valid], atol=1e-3
+  )
+  scores, _ = score(case.params, batch)
+  np.testing.assert_allclose(
+      aux['scores'][1][valid], scores[1][valid], rtol=1e-4
   )
 
 
