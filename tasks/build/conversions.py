@@ -4,13 +4,16 @@ import argparse
 from collections.abc import Callable
 import dataclasses
 import functools
+import glob
 import pathlib
 import sys
 from typing import Any
 
 from tasks.build import coco_captions
+from tasks.build import field_audit
 from tasks.build import llava
 from tasks.build import localized_narratives
+from tasks.build import original_records
 from tasks.build import refcoco
 from tasks.build import reports
 from tasks.build import shards
@@ -27,12 +30,14 @@ class _Source:
     summary: what it reads.
     parts: what a part of a file is, empty where files have none.
     takes_data_source: whether rows of one data source can be chosen.
+    takes_images: whether the pictures are files of their own.
   """
 
   read_split: Callable[..., shards.Split]
   summary: str
   parts: str = ''
   takes_data_source: bool = False
+  takes_images: bool = True
 
 
 _SOURCES = {
@@ -57,6 +62,11 @@ _SOURCES = {
         "COCO captions (COCO's JSON, or Karpathy's splits)",
         parts="a split of Karpathy's, such as val or train+restval",
     ),
+    'tfrecord': _Source(
+        original_records.read_split,
+        'TFRecords of the original PixelLLM scripts',
+        takes_images=False,
+    ),
 }
 
 
@@ -76,7 +86,8 @@ def add_commands(commands: Any) -> None:
         action='append',
         required=True,
         metavar=f'NAME=FILE[,FILE...]{"[#PART]" if kind.parts else ""}',
-        help='a split and its annotation files; may be given several times'
+        help='a split and its annotation files, * for any letters; may be given'
+        ' several times'
         + part,
     )
     if kind.takes_data_source:
@@ -86,14 +97,15 @@ def add_commands(commands: Any) -> None:
           help='convert the rows of this source only; also the source of rows'
           ' that name none',
       )
-    source.add_argument(
-        '--images',
-        nargs='+',
-        required=True,
-        type=pathlib.Path,
-        metavar='DIR',
-        help='folders with the pictures, searched in this order',
-    )
+    if kind.takes_images:
+      source.add_argument(
+          '--images',
+          nargs='+',
+          required=True,
+          type=pathlib.Path,
+          metavar='DIR',
+          help='folders with the pictures, searched in this order',
+      )
     source.add_argument(
         '--output',
         required=True,
@@ -133,11 +145,12 @@ def _parse_splits(
           f'--split {text!r}: expected NAME=FILE[,FILE...] with a name that is'
           f' new and has no slash; names so far: {sorted(splits)}'
       )
-    splits[name] = ([pathlib.Path(f) for f in files.split(',')], part or None)
-    for file in splits[name][0]:
+    paths = [path for file in files.split(',') for path in _paths(file)]
+    splits[name] = (paths, part or None)
+    for file in paths:
       if not file.is_file():
         parser.error(f'--split {name}: {file} is not a file')
-  for folder in arguments.images:
+  for folder in getattr(arguments, 'images', []):
     if not folder.is_dir():
       parser.error(f'--images: {folder} is not a folder')
   for option in ('workers', 'shards'):
@@ -145,6 +158,14 @@ def _parse_splits(
     if number is not None and number < 1:
       parser.error(f'--{option} is {number}; expected at least 1')
   return splits
+
+
+def _paths(file: str) -> list[pathlib.Path]:
+  """A file, or all that a pattern with * matches, in the order of names."""
+  if '*' not in file:
+    return [pathlib.Path(file)]
+  # A pattern that matches nothing is named as a file that is not there.
+  return sorted(map(pathlib.Path, glob.glob(file))) or [pathlib.Path(file)]
 
 
 def _summary(name: str, tally: reports.Tally) -> str:
@@ -155,6 +176,8 @@ def _summary(name: str, tally: reports.Tally) -> str:
     for action, reasons in tally.reasons().get(level, {}).items():
       numbers = ', '.join(f'{key} {value}' for key, value in reasons.items())
       lines.append(f'    {action}: {numbers}')
+  if tally.fields:
+    lines.append(field_audit.table(tally.fields))
   return '\n'.join(lines)
 
 
@@ -169,11 +192,12 @@ def _convert(
     options: dict[str, Any] = {'part': part} if source.parts else {}
     if source.takes_data_source:
       options['data_source'] = arguments.data_source
+    if source.takes_images:
+      options['folders'] = arguments.images
     split = source.read_split(
-        arguments.output / name,
-        files,
-        arguments.images,
-        arguments.shards,
+        directory=arguments.output / name,
+        files=files,
+        num_shards=arguments.shards,
         **options,
     )
     if not split.units:

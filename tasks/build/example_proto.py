@@ -1,4 +1,4 @@
-"""`tf.train.Example` without TensorFlow (RefA).
+"""`tf.train.Example` and `SequenceExample` without TensorFlow (RefA).
 
 The messages are described here and built in a pool of their own, so that they
 cannot clash with TensorFlow's in a process that has both. On the wire they
@@ -38,7 +38,7 @@ def _add_field(
 
 
 def _describe() -> descriptor_pb2.FileDescriptorProto:
-  """Describes Example, Features, Feature and its three lists."""
+  """Describes the messages of RefA."""
   file = descriptor_pb2.FileDescriptorProto(
       name='pixel_llm/build/example.proto', package=_PACKAGE, syntax='proto3'
   )
@@ -58,28 +58,45 @@ def _describe() -> descriptor_pb2.FileDescriptorProto:
         feature, field_name, number, _Field.TYPE_MESSAGE, list_name
     )
     field.oneof_index = 0
-  features = file.message_type.add(name='Features')
-  entry = features.nested_type.add(name='FeatureEntry')
-  entry.options.map_entry = True
-  _add_field(entry, 'key', 1, _Field.TYPE_STRING)
-  _add_field(entry, 'value', 2, _Field.TYPE_MESSAGE, 'Feature')
+  _add_map(file, 'Features', 'feature', 'Feature')
+  feature_list = file.message_type.add(name='FeatureList')
   _add_field(
-      features,
-      'feature',
-      1,
-      _Field.TYPE_MESSAGE,
-      'Features.FeatureEntry',
-      repeated=True,
+      feature_list, 'feature', 1, _Field.TYPE_MESSAGE, 'Feature', repeated=True
   )
+  _add_map(file, 'FeatureLists', 'feature_list', 'FeatureList')
   example = file.message_type.add(name='Example')
   _add_field(example, 'features', 1, _Field.TYPE_MESSAGE, 'Features')
+  sequence = file.message_type.add(name='SequenceExample')
+  _add_field(sequence, 'context', 1, _Field.TYPE_MESSAGE, 'Features')
+  _add_field(sequence, 'feature_lists', 2, _Field.TYPE_MESSAGE, 'FeatureLists')
   return file
+
+
+def _add_map(
+    file: descriptor_pb2.FileDescriptorProto,
+    name: str,
+    field_name: str,
+    value_type: str,
+) -> None:
+  """Adds a message whose only field is a map from text to messages."""
+  owner = file.message_type.add(name=name)
+  # The entry is named after the field, as protobuf asks.
+  entry_name = f'{field_name.title().replace("_", "")}Entry'
+  entry = owner.nested_type.add(name=entry_name)
+  entry.options.map_entry = True
+  _add_field(entry, 'key', 1, _Field.TYPE_STRING)
+  _add_field(entry, 'value', 2, _Field.TYPE_MESSAGE, value_type)
+  kind = f'{name}.{entry_name}'
+  _add_field(owner, field_name, 1, _Field.TYPE_MESSAGE, kind, repeated=True)
 
 
 _POOL = descriptor_pool.DescriptorPool()
 _POOL.Add(_describe())
-Example = message_factory.GetMessageClass(
-    _POOL.FindMessageTypeByName(f'{_PACKAGE}.Example')
+Example, SequenceExample = (
+    message_factory.GetMessageClass(
+        _POOL.FindMessageTypeByName(f'{_PACKAGE}.{name}')
+    )
+    for name in ('Example', 'SequenceExample')
 )
 
 Value = (

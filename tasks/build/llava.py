@@ -47,7 +47,7 @@ class Conversation:
   annotation_file: str
   image: str
   turns: list[tuple[str, str]]
-  path: pathlib.Path | None = None
+  path: pictures.PictureFile | None = None
 
 
 class RowError(Exception):

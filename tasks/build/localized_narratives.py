@@ -69,7 +69,7 @@ class ImageLines:
   """
 
   image_id: int
-  path: pathlib.Path | None = None
+  path: pictures.PictureFile | None = None
   lines: list[Line] = dataclasses.field(default_factory=list)
 
 
@@ -250,7 +250,7 @@ def convert_image(image: ImageLines) -> shards.Converted:
     tally.reject('image', image.image_id, 'no_narrative_left', file)
     return shards.Converted(None, tally)
   tally.written['image'] += 1
-  return shards.Converted(_serialize(image, picture, narratives), tally)
+  return shards.Converted(serialize(image, picture, narratives), tally)
 
 
 def _integrate_narrative(
@@ -332,12 +332,18 @@ def integrate(txy: np.ndarray, spans: np.ndarray) -> Trace:
   return Trace(centers, boxes, points)
 
 
-def _serialize(
+def serialize(
     image: ImageLines,
     picture: pictures.Picture,
     narratives: list[tuple[dict[str, Any], Trace]],
 ) -> bytes:
-  """Puts a picture and its narratives into an Example."""
+  """Puts a picture and its narratives into an Example.
+
+  Args:
+    image: its id and path.
+    picture: as read.
+    narratives: fields as in the JSON Lines, and the integrated trace.
+  """
   traces = [trace for _, trace in narratives]
   return example_proto.serialize({
       'image/encoded': picture.encoded,

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 import dataclasses
 import io
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import PIL
@@ -30,6 +30,19 @@ class PictureError(Exception):
     super().__init__(f'{reason}: {detail}')
     self.reason = reason
     self.detail = detail
+
+
+class PictureFile(Protocol):
+  """A file with a picture: a path, or a picture inside another file."""
+
+  @property
+  def name(self) -> str:
+    """The file name."""
+    ...
+
+  def read_bytes(self) -> bytes:
+    """All bytes of the picture."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +92,7 @@ def find_or_none(
   return None
 
 
-def read_picture(path: pathlib.Path | None, name: str) -> Picture:
+def read_picture(path: PictureFile | None, name: str) -> Picture:
   """Reads a picture and decodes all of it, so that a cut file shows.
 
   Args:
@@ -98,7 +111,7 @@ def read_picture(path: pathlib.Path | None, name: str) -> Picture:
 
 
 def read_any_picture(
-    path: pathlib.Path | None, name: str
+    path: PictureFile | None, name: str
 ) -> tuple[Picture, str]:
   """Reads a picture of any format; what is no plain JPEG is encoded anew.
 
@@ -136,7 +149,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _decode(
-    path: pathlib.Path | None, name: str, formats: tuple[str, ...] | None
+    path: PictureFile | None, name: str, formats: tuple[str, ...] | None
 ) -> tuple[bytes, Image.Image]:
   """Returns the bytes of a file and the picture in them; None: any format."""
   if path is None:
@@ -174,7 +187,7 @@ def _picture(encoded: bytes, image: Image.Image) -> Picture:
 
 def note_oddities(
     picture: Picture,
-    path: pathlib.Path,
+    path: PictureFile,
     image_id: Any,
     declared_hw: Collection[tuple[Any, Any]],
     tally: reports.Tally,

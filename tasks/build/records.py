@@ -90,10 +90,19 @@ class Features:
   def __contains__(self, name: str) -> bool:
     return name in self._features
 
+  def names(self) -> list[str]:
+    """The names of all features, sorted."""
+    return sorted(self._features)
+
+  def values(self, name: str) -> list[Any]:
+    """The values of a feature of any kind."""
+    kind = self._features[name].WhichOneof('kind')
+    return list(getattr(self._features[name], kind).value) if kind else []
+
   def _values(self, name: str, kind: str) -> Any:
     if name not in self._features:
       raise RecordError(
-          f'feature {name!r} is not there; found {sorted(self._features)}'
+          f'feature {name!r} is not there; found {self.names()}'
       )
     found = self._features[name].WhichOneof('kind')
     if found not in (None, kind):
@@ -192,8 +201,16 @@ def _name(features: Features, name: str) -> str:
     return str(features.integer(name))
 
 
-def _together(names: str, *lists: Any) -> Iterator[tuple[Any, ...]]:
-  """Zips lists that must be equally long."""
+def together(names: str, *lists: Any) -> Iterator[tuple[Any, ...]]:
+  """Zips lists that must be equally long.
+
+  Args:
+    names: of the lists, for the message.
+    *lists: what belongs together.
+
+  Raises:
+    RecordError: if they are not.
+  """
   lengths = [len(values) for values in lists]
   if len(set(lengths)) != 1:
     raise RecordError(f'{names} are not equally long: {lengths}')
@@ -215,7 +232,7 @@ def _narratives(features: Features) -> Iterator[Place]:
       )
   )
   features.in_rows(features.floats('caption/bbox', 4), lengths, 'bbox')
-  for caption, *trace, _ in _together(
+  for caption, *trace, _ in together(
       'captions, utterances, centers, points and annotators',
       features.texts('caption/string'),
       utterances,
@@ -232,7 +249,7 @@ def _boxes(features: Features, name: str) -> np.ndarray:
 
 
 def _regions(features: Features) -> Iterator[Place]:
-  for box, phrase, _ in _together(
+  for box, phrase, _ in together(
       'boxes, phrases and ids of regions',
       _boxes(features, 'regions/bbox'),
       features.texts('regions/phrase'),
@@ -251,7 +268,7 @@ def _objects(features: Features) -> Iterator[Place]:
     )
     features.in_rows(values, f'{prefix}/{name}/ragged_row_lengths_0', flat)
     features.in_rows(values, lengths, flat)
-  for sents, box, png, rle, *_ in _together(
+  for sents, box, png, rle, *_ in together(
       'expressions, boxes, masks, run lengths, ids, areas and labels',
       features.ragged_texts(f'{prefix}/sent/ragged_flat_values', lengths),
       _boxes(features, 'objects/bbox'),
@@ -265,7 +282,7 @@ def _objects(features: Features) -> Iterator[Place]:
 
 
 def _turns(features: Features) -> Iterator[Place]:
-  for question, answer in _together(
+  for question, answer in together(
       'questions and answers',
       features.texts('conversations/human'),
       features.texts('conversations/agent'),
@@ -274,7 +291,7 @@ def _turns(features: Features) -> Iterator[Place]:
 
 
 def _captions(features: Features) -> Iterator[Place]:
-  for caption, _ in _together(
+  for caption, _ in together(
       'captions and their ids',
       features.texts('caption/string'),
       features.integers('caption/id'),

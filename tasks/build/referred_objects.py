@@ -12,7 +12,6 @@ area of the box in whole pixels, label the rank of the category id),
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -56,6 +55,7 @@ class Target:
     expects_mask: whether its file has masks, so that a missing one is worth a
       line.
     expressions: in the order of the files.
+    area: of the box in whole pixels; None takes that of the cut box.
   """
 
   object_id: int
@@ -64,6 +64,7 @@ class Target:
   segmentation: Any
   expects_mask: bool = True
   expressions: list[Expression] = dataclasses.field(default_factory=list)
+  area: int | None = None
 
 
 @dataclasses.dataclass
@@ -83,7 +84,7 @@ class ImageRows:
   image_id: int
   file_name: str
   annotation_file: str
-  path: pathlib.Path | None = None
+  path: pictures.PictureFile | None = None
   targets: dict[tuple[Any, ...], Target] = dataclasses.field(
       default_factory=dict
   )
@@ -196,7 +197,7 @@ def _serialize(
   """Puts a picture and its objects into an Example."""
   targets = [target for target, _, _ in objects]
   xyxy = np.stack([box for _, box, _ in objects])
-  areas = (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])
+  areas = np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1).astype(np.int64)
   lengths = [len(target.expressions) for target in targets]
   values: dict[str, example_proto.Value] = {
       'image': picture.encoded,
@@ -205,7 +206,10 @@ def _serialize(
       'image/height': picture.height,
       'image/width': picture.width,
       'objects/id': [target.object_id for target in targets],
-      'objects/area': areas.astype(np.int64),
+      'objects/area': [
+          int(area) if target.area is None else target.area
+          for target, area in zip(targets, areas)
+      ],
       'objects/bbox': boxes.to_relative_yxyx(
           xyxy, picture.height, picture.width
       ),

@@ -39,6 +39,7 @@ class Tally:
     notes: in the order of the data.
     read: level to number.
     written: level to number.
+    fields: of TFRecords, what became of every field; see `field_audit`.
   """
 
   notes: list[Note] = dataclasses.field(default_factory=list)
@@ -48,12 +49,16 @@ class Tally:
   written: collections.Counter[str] = dataclasses.field(
       default_factory=collections.Counter
   )
+  fields: collections.Counter[tuple[str, str]] = dataclasses.field(
+      default_factory=collections.Counter
+  )
 
   def add(self, other: 'Tally') -> None:
     """Appends another tally."""
     self.notes.extend(other.notes)
     self.read.update(other.read)
     self.written.update(other.written)
+    self.fields.update(other.fields)
 
   def reject(
       self, level: str, name: Any, reason: str, file: str, detail: str = ''
@@ -120,7 +125,15 @@ class Tally:
         'notes': [dataclasses.asdict(note) for note in self.notes],
         'read': dict(self.read),
         'written': dict(self.written),
+        'fields': self.audit(),
     }
+
+  def audit(self) -> dict[str, dict[str, int]]:
+    """Field to outcome to number of values."""
+    found: dict[str, dict[str, int]] = {}
+    for (field, outcome), number in sorted(self.fields.items()):
+      found.setdefault(field, {})[outcome] = number
+    return found
 
   @classmethod
   def from_json(cls, stored: dict[str, Any]) -> 'Tally':
@@ -129,6 +142,11 @@ class Tally:
         notes=[Note(**note) for note in stored['notes']],
         read=collections.Counter(stored['read']),
         written=collections.Counter(stored['written']),
+        fields=collections.Counter({
+            (field, outcome): number
+            for field, outcomes in stored['fields'].items()
+            for outcome, number in outcomes.items()
+        }),
     )
 
 

@@ -181,6 +181,7 @@ def _write_reports(
       'sources': split.sources,
       'counts': tally.counts(),
       'reasons': tally.reasons(),
+      **({'fields': tally.audit()} if tally.fields else {}),
       'statistics': figures.summary(),
       'num_records': sum(len(shard.names) for shard in shards),
       'shards': [

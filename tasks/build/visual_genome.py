@@ -58,7 +58,7 @@ class ImageRegions:
   file_name: str
   annotation_file: str
   declared_hw: tuple[Any, Any]
-  path: pathlib.Path | None = None
+  path: pictures.PictureFile | None = None
   regions: list[Region] = dataclasses.field(default_factory=list)
 
 
