@@ -215,6 +215,19 @@ class TrainIterator(dataset_iterator.PeekableDatasetIterator):
     """Whether what one data shard saved, every shard of any run can restore."""
     return isinstance(self._it, data_stream.StreamIterator)
 
+  @property
+  def last_place(self) -> int | None:
+    """The place of the last batch taken; None if the stream has no places."""
+    if not isinstance(self._it, data_stream.StreamIterator):
+      return None
+    with self._mutex:
+      taken = self._it.place - self._it.stream.batch_size * self._num_ahead
+    return taken - self._it.stream.batch_size
+
+  def describe(self, place: int) -> str:
+    """Tells what the batch at a place holds (`data_stream.Stream.describe`)."""
+    return self._it.stream.describe(place)
+
   def scalars(self) -> Mapping[str, float]:
     """Tells how far the stream is, if it knows (`data_stream.Stream`)."""
     if not isinstance(self._it, data_stream.StreamIterator):

@@ -231,6 +231,24 @@ class Stream:
         scalars[f'data/epochs/{name}'] = float(count) / size
     return scalars
 
+  def describe(self, place: int) -> str:
+    """Tells in words what the global batch at a place holds.
+
+    Args:
+      place: of its first row.
+    """
+    end = place + self.batch_size
+    if self.schedule is None:
+      tasks = self.names[0]
+    else:
+      drawn = self.schedule.drawn(end) - self.schedule.drawn(place)
+      tasks = ', '.join(
+          f'{name} ({count} rows)'
+          for name, count in zip(self.names, drawn)
+          if count
+      )
+    return f'places {place} to {end - 1} of the stream, tasks: {tasks}'
+
 
 def can_read_places(
     mixture_or_task: Any, split: str, *, shuffle: bool, use_cached: bool

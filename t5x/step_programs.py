@@ -156,7 +156,7 @@ def _train_step(
       summary_dir=None,
       rng=rng,
   )
-  traced = trainer._partitioned_train_step.trace(state, spec)
+  traced = trainer._partitioned_train_step.trace(trainer.train_state, spec)
   trainer.close()
   named = _named(state.state_dict(), axes.state_dict(), partitioner.mesh)
   return _program('train', traced, named, spec, partitioner)

@@ -159,12 +159,15 @@ class FlaxOptimTrainState:
     params_axes: axis metadata of the parameters, None if the model has none.
     flax_mutables: mutable collections.
     flax_mutables_axes: axis metadata of those, None if the model has none.
+    guard_memory: what the trainer's `StepGuard` remembers, replicated; None
+      without one. It is not saved.
   """
 
   _optimizer: optimizers.Optimizer
   params_axes: Any = None
   flax_mutables: FlaxMutables = EMPTY_DICT
   flax_mutables_axes: Any = None
+  guard_memory: Any = None
 
   @classmethod
   def create(

@@ -25,6 +25,7 @@ from t5x import models
 from t5x import partitioning
 from t5x import preemption
 from t5x import reporting
+from t5x import step_guard
 from t5x import train_state as train_state_lib
 from t5x.actions import ActionMapType
 from t5x.actions import ActionMode
@@ -92,6 +93,9 @@ class BaseTrainer(abc.ABC):
     train_metrics_manager: writes to `train/`.
     eval_metrics_managers: by task, write to `training_eval/<task>/`.
   """
+
+  # Judges the steps, if a subclass sets one; its steps report to it.
+  _guard: step_guard.StepGuard | None = None
 
   def __init__(
       self,
@@ -166,6 +170,7 @@ class BaseTrainer(abc.ABC):
       ValueError: if there is no step to run.
       PreemptionError: if the machine is about to go away; the state is whole,
         and the metrics up to its step are written.
+      BadStepError: if the guard ends the run; likewise.
     """
     if num_steps < 1:
       raise ValueError(f'num_steps must be at least 1, got {num_steps}.')
@@ -176,7 +181,10 @@ class BaseTrainer(abc.ABC):
     # the timer's thread has seen that they are computed.
     manager.start_duration_timer(block_on=jnp.copy(self.train_state.step))
     metrics = interval_metrics.IntervalMetrics()
-    step, stops = start_step, False
+    step, stops, bad_step = start_step, False, None
+    guard_log = None
+    if self._guard is not None:
+      guard_log = step_guard.GuardLog(self._guard, batch_iter)
     for step in range(start_step, start_step + num_steps):
       logging.log_every_n_seconds(logging.INFO, 'Training: step %d', 10, step)
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
@@ -186,9 +194,13 @@ class BaseTrainer(abc.ABC):
         if self.on_step is not None:
           self.on_step(update)
         metrics.add(update)
+        if guard_log is not None:
+          bad_step = guard_log.add(step, batch, update)
       stops = preemption.reached()
-      if stops:
+      if stops or bad_step:
         break
+    if guard_log is not None:
+      bad_step = bad_step or guard_log.finish()
     end_step = step + 1
     # In the background, so that the clock is read in the interval's order.
     manager.write_scalar(
@@ -197,6 +209,8 @@ class BaseTrainer(abc.ABC):
     summary = manager.write_metrics_summary(
         metrics.result(), end_step, end_step - start_step
     )
+    if bad_step is not None:
+      raise bad_step
     if stops:
       raise PreemptionError(f'Asked to stop; step {end_step} is done.')
     return summary
@@ -294,6 +308,7 @@ def train_with_lr(
     num_microbatches: int | None,
     weight_metrics_computer: WeightMetricsComputer | None = None,
     data_partition_spec: PartitionSpec = DATA_PARTITION_SPEC,
+    guard: step_guard.StepGuard | None = None,
 ) -> tuple[train_state_lib.TrainState, MetricMap]:
   """Runs one training step.
 
@@ -306,6 +321,7 @@ def train_with_lr(
     num_microbatches: see `accumulate_grads_microbatched`.
     weight_metrics_computer: adds metrics of weights, if given.
     data_partition_spec: mesh axes of the batch dimension.
+    guard: takes a bad step back, if given.
 
   Returns:
     (the state after the step, metrics by name).
@@ -321,7 +337,7 @@ def train_with_lr(
   others = None
   if flax_mutables:
     others = {'flax_mutables': freeze(flax_mutables)}
-  return apply_grads(
+  new_state, metrics = apply_grads(
       train_state,
       grads,
       metrics,
@@ -329,6 +345,9 @@ def train_with_lr(
       weight_metrics_computer,
       other_state_variables=others,
   )
+  if guard is None:
+    return new_state, metrics
+  return guard.judge(train_state, new_state, grads, metrics)
 
 
 class Trainer(BaseTrainer):
@@ -346,6 +365,7 @@ class Trainer(BaseTrainer):
       learning_rate_fn: LearningRateCallable,
       num_microbatches: int | None,
       weight_metrics_computer: WeightMetricsComputer | None = None,
+      guard: step_guard.StepGuard | None = None,
   ):
     """Keeps the settings.
 
@@ -360,7 +380,16 @@ class Trainer(BaseTrainer):
       learning_rate_fn: learning rate by step.
       num_microbatches: slices of a batch, None for one.
       weight_metrics_computer: adds metrics of weights, if given.
+      guard: skips the updates of bad steps and may end the run; None, as in
+        upstream T5X, takes every step.
     """
+    if guard is not None:
+      # It rides in the state, so that a step keeps its arguments.
+      memory, axes = guard.memory(), PartitionSpec()
+      if isinstance(train_state.step, jax.Array):
+        memory = partitioner.move_params_to_devices(memory, axes)
+      train_state = train_state.replace(guard_memory=memory)
+      train_state_axes = train_state_axes.replace(guard_memory=axes)
     super().__init__(
         model,
         train_state,
@@ -373,6 +402,7 @@ class Trainer(BaseTrainer):
     self._learning_rate_fn = learning_rate_fn
     self._num_microbatches = num_microbatches
     self._weight_metrics_computer = weight_metrics_computer
+    self._guard = guard
 
   @functools.cached_property
   def _partitioned_train_step(self) -> Any:
@@ -386,6 +416,7 @@ class Trainer(BaseTrainer):
           num_microbatches=self._num_microbatches,
           weight_metrics_computer=self._weight_metrics_computer,
           data_partition_spec=self._partitioner.data_partition_spec,
+          guard=self._guard,
       )
 
     return self._partitioner.partition(

@@ -240,6 +240,25 @@ def test_the_metrics_tell_where_a_mixture_stands():
   }
 
 
+def test_a_batch_is_named_by_its_places_and_tasks():
+  iterator = train_iterator(open_shard(config()))
+  *_, last = take(iterator, 3)
+  iterator.peek()
+  assert iterator.last_place == 16
+  counts = collections.Counter(name for name, _ in last)
+  tasks = [f'{n} ({counts[n]} rows)' for n in TASKS if counts[n]]
+  assert iterator.describe(16) == (
+      f'places 16 to 23 of the stream, tasks: {", ".join(tasks)}'
+  )
+  single = train_iterator(open_shard(config('stream_a')))
+  next(single)
+  assert single.describe(single.last_place) == (
+      'places 0 to 7 of the stream, tasks: stream_a'
+  )
+  other = train_iterator(open_shard(config('stream_filtered')))
+  assert other.last_place is None
+
+
 @pytest.mark.parametrize(
     ('cfg', 'kwargs'),
     [

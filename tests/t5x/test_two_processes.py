@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import processes
 import pytest
@@ -82,3 +83,15 @@ def test_local_saves_are_taken_by_both_or_by_none(both):
   # Nobody's data moved, and what does not count any more is gone.
   assert [r['lost data'] for r in reports] == [0, 0]
   assert [r['left'] for r in reports] == [[], []]
+
+
+def test_a_batch_that_is_bad_on_one_process_is_skipped_by_both(both):
+  guarded = [report['guarded'] for report in both[0]]
+  assert guarded[0]['params'] == guarded[1]['params']
+  assert np.all(np.isfinite(jax.tree.leaves(guarded[0]['params'])))
+  assert guarded[0]['step'] == guarded[1]['step']
+  for report in guarded:
+    assert report['error'].startswith('BadStepError: Step 2 is skipped: loss n')
+    assert '2 in a row' in report['error']
+    # Each names its own rows.
+    assert f"y here: {report['ids']}" in report['error']

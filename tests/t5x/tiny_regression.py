@@ -131,6 +131,7 @@ def trainer(
     eval_names=(),
     num_microbatches=None,
     weight_metrics_computer=None,
+    guard=None,
 ):
   """A trainer at step 0."""
   partitioner = partitioner or partitioning.PjitPartitioner(num_partitions=1)
@@ -147,4 +148,5 @@ def trainer(
       lambda step: 0.5 / (1 + step),
       num_microbatches,
       weight_metrics_computer,
+      guard,
   )

@@ -20,6 +20,7 @@ from t5x import legacy_writer
 from t5x import local_tier
 from t5x import multihost
 from t5x import partitioning
+from t5x import step_guard
 from t5x import stored_state
 
 
@@ -73,6 +74,39 @@ def error(call):
   except (OSError, RuntimeError) as caught:
     return f'{type(caught).__name__}: {caught}'
   return None
+
+
+def guarded(index, partitioner):
+  """Trains past a batch that is bad on process 1 only, then ends at one."""
+  trainer = tiny_regression.trainer(
+      tiny_regression.Regression(tiny_regression.optimizer()),
+      partitioner=partitioner,
+      guard=step_guard.StepGuard(max_in_a_row=1, id_features=('y',)),
+  )
+  host = list(tiny_regression.batches(4, batch_size=4))
+  if index == 1:
+    for batch in host[1:3]:
+      batch['x'] = batch['x'] * np.nan
+  rows = [
+      {
+          name: partitioning.host_local_array_to_global_array(
+              x, partitioner.mesh, partitioner.data_partition_spec
+          )
+          for name, x in batch.items()
+      }
+      for batch in host
+  ]
+  message = error(lambda: trainer.train(iter(rows), 4))
+  params = multihost_utils.process_allgather(
+      trainer.train_state.params, tiled=True
+  )
+  trainer.close()
+  return {
+      'error': message,
+      'ids': host[2]['y'].tolist(),
+      'step': int(trainer.train_state.step),
+      'params': jax.tree.map(lambda x: x.tolist(), params),
+  }
 
 
 def main(address, index, directory):
@@ -149,6 +183,7 @@ def main(address, index, directory):
   report['lost'] = tier().restore_newest(1) is None
   report['lost data'] = data.position
   report['left'] = tier().all_steps()
+  report['guarded'] = guarded(index, partitioner)
   multihost.sync_global_devices('end')
   print(json.dumps(report))
 
