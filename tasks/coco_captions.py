@@ -5,6 +5,7 @@ RefA; the location is the whole picture. Evaluation writes one caption a
 picture and compares it with all of them.
 
 RefA: InstructBLIP (arXiv 2305.06500), App. D, templates of image captioning.
+RefB: google-research/scenic, projects/pixel_llm/configs.
 """
 
 from collections.abc import Mapping
@@ -23,11 +24,15 @@ from tasks import text_ops
 from tasks import views
 from tasks import vocabularies
 
-# Evaluation uses the first; a recipe's context tokens cut off the long ones.
+# Longer side of the training views of every recipe, as multiples of the network
+# input (RefB).
+SCALE_RANGE = (0.75, 1.25)
+
+# Evaluation uses the first (RefB); a recipe's context tokens cut off the long ones.
 SHORT_CAPTION_PROMPTS = (
+    'A photo of',
     'A short image caption:',
     'A short image description:',
-    'A photo of',
     'An image that shows',
     'Write a short description for the image.',
     'Write a description for the photo.',

@@ -39,12 +39,12 @@ _RECIPES = {
         ('mixed_vg_refexp', 1.0),
     ],
     'pixel_llm_joint': [
-        ('coco_joint_caption', 3.0),
+        ('coco_caption', 3.0),
         ('ln_coco_trace', 1.0),
-        ('flickr30k_joint_refexp', 1.0),
-        ('mixed_coco_joint_refexp', 5.0),
-        ('mixed_vg_joint_refexp', 1.0),
-        ('vg_joint_densecap', 5.0),
+        ('flickr30k_refexp', 1.0),
+        ('mixed_coco_refexp', 5.0),
+        ('mixed_vg_refexp', 1.0),
+        ('vg_densecap', 5.0),
         ('llava_conversation', 5.0),
     ],
     'pixel_llm_sample_joint': [

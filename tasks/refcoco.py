@@ -8,6 +8,7 @@ what to say of it.
 
 RefA: `tasks/build/refcoco.py` for the record; golden cases `io_decode` and
 `io_pipeline` for tokens and geometry.
+RefB: google-research/scenic, projects/pixel_llm/configs.
 """
 
 from collections.abc import Mapping
@@ -32,8 +33,9 @@ from tasks import vocabularies
 
 CONTEXT_PREFIX = 'where is '
 
-# The original's setting is not on record; its detector recipes use the same.
-SCALE_RANGE = (0.1, 2.0)
+# Longer side of the training views of every recipe, as multiples of the network
+# input (RefB).
+SCALE_RANGE = (0.75, 1.25)
 
 # Fields with one row an expression, from parsing on.
 ROW_FIELDS = (
@@ -143,7 +145,6 @@ def finish_rows(
     example: Mapping[str, tf.Tensor],
     sizes: Mapping[str, int],
     vocabulary: seqio.Vocabulary,
-    caption_weight: float,
     with_masks: bool,
     context_prefix: str = CONTEXT_PREFIX,
 ) -> dict[str, tf.Tensor]:
@@ -153,7 +154,6 @@ def finish_rows(
     example: with a view and 1 to N rows.
     sizes: S, N, T, C, P.
     vocabulary: of text and context.
-    caption_weight: 1 if the expressions join the caption loss.
     with_masks: whether to yield masks.
     context_prefix: stands before the expression in the context.
 
@@ -174,7 +174,7 @@ def finish_rows(
       ),
       'boxes': view.boxes(example['boxes_orig']),
       'points': tf.zeros([rows, sizes['T'], sizes['P'], 2], tf.float32),
-      **outputs.loss_fields(rows, caption=caption_weight, point=1.0),
+      **outputs.loss_fields(rows, point=1.0),
   }
   if with_masks:
     masks = view.masks(
@@ -194,7 +194,6 @@ def preprocess(
     sequence_length: Mapping[str, Any],
     output_features: Mapping[str, seqio.Feature],
     scale_range: tuple[float, float] = (1.0, 1.0),
-    caption_weight: float = 0.0,
 ) -> tf.data.Dataset:
   """Turns records into examples.
 
@@ -207,7 +206,6 @@ def preprocess(
     sequence_length: of `features.feature_lengths`.
     output_features: of the task; they say whether there are masks.
     scale_range: of the views in training.
-    caption_weight: 1 if the expressions join the caption loss.
 
   Returns:
     The examples.
@@ -224,7 +222,6 @@ def preprocess(
       finish_rows,
       sizes=sizes,
       vocabulary=output_features['text_tokens'].vocabulary,
-      caption_weight=caption_weight,
       with_masks=with_masks,
   )
   # A crop may show none of the objects: a picture without prompts.
@@ -331,21 +328,11 @@ def _add_task(
     scale_range: tuple[float, float],
     with_masks: bool,
 ) -> None:
-  """Registers one task.
-
-  In refexp the expressions join the caption loss too; the refseg recipe
-  trains points and masks only.
-  """
+  """Registers one task; its expressions are given, so they learn no text."""
   seqio.TaskRegistry.add(
       name,
       source=sources.ArrayRecordSource(splits, build_command),
-      preprocessors=[
-          functools.partial(
-              preprocess,
-              scale_range=scale_range,
-              caption_weight=0.0 if with_masks else 1.0,
-          )
-      ],
+      preprocessors=[functools.partial(preprocess, scale_range=scale_range)],
       output_features=outputs.output_features(
           vocabularies.t5_vocabulary(), with_masks
       ),

@@ -6,6 +6,7 @@ dense captioning mAP; `<name>_location` gives the boxes and is scored by the
 captions alone. Views are mirrored, as in no other set.
 
 RefA: `tasks/build/visual_genome.py` for the record.
+RefB: google-research/scenic, projects/pixel_llm/configs.
 """
 
 from collections.abc import Mapping
@@ -27,8 +28,8 @@ from tasks import vocabularies
 
 ROW_FIELDS = ('texts', 'prompt_ids', 'boxes_orig')
 
-# Longer side of the training views of the dense captioning recipe, as
-# multiples of the network input; the joint recipes stay nearer to 1.
+# Longer side of the training views of every recipe, as multiples of the network
+# input (RefB).
 SCALE_RANGE = (0.1, 2.0)
 
 _RECORD = {
@@ -118,7 +119,8 @@ def add_region_tasks(
           'location',
           False,
           located_captions.postprocess,
-          location_captions.merged_location_caption_metrics,
+          # Every region for itself (RefB).
+          location_captions.location_caption_metrics,
       ),
   )
   for suffix, detection, postprocess_fn, metric_fn in kinds:

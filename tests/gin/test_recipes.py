@@ -110,7 +110,7 @@ def test_a_recipe_has_the_published_numbers(name):
   assert got == NUMBERS[recipe]
   assert recipe_files.macro('DECODER') == DECODERS[recipe]
   assert recipe_files.macro('IMAGE_SIZE') == 384
-  assert recipe_files.macro('DROPOUT_RATE') == 0.0
+  assert recipe_files.macro('DROPOUT_RATE') == 0.1
 
 
 @pytest.mark.parametrize('name', FULL_SIZE)
