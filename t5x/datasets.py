@@ -95,21 +95,31 @@ def get_mixture_or_task(cfg: DatasetConfig) -> Any:
 
 
 def check_split(cfg: DatasetConfig) -> None:
-  """Checks that some task of the config has its split.
+  """Checks that some task of the config has its split, and its cache is there.
 
   Raises:
-    ValueError: naming the splits there are.
+    ValueError: naming the splits there are; or the tasks without a cache, where
+      it was looked for, and the flag that adds a directory.
   """
   mixture_or_task = get_mixture_or_task(cfg)
-  splits = {
-      task.name: list(task.splits)
-      for task in seqio.get_subtasks(mixture_or_task)
-  }
+  tasks = seqio.get_subtasks(mixture_or_task)
+  splits = {task.name: list(task.splits) for task in tasks}
   if not any(cfg.split in known for known in splits.values()):
     shown = '; '.join(f'{name}: {", ".join(s)}' for name, s in splits.items())
     raise ValueError(
         f'{mixture_or_task.name!r} has no split {cfg.split!r}. There are: '
         f'{shown}. Set DatasetConfig.split.'
+    )
+  if not cfg.use_cached:
+    return
+  missing = [task.name for task in tasks if not task.cache_dir]
+  if missing:
+    looked = ', '.join(seqio.utils.get_global_cache_dirs()) or 'no directory'
+    raise ValueError(
+        f'No cache of {", ".join(missing)} in {looked}. Name the directory that '
+        'holds it with --seqio_additional_cache_dirs=DIR, build it with '
+        '`python -m seqio.scripts.cache_tasks_main`, or read without one: '
+        'USE_CACHED_TASKS = False (DatasetConfig.use_cached).'
     )
 
 
@@ -136,8 +146,8 @@ def get_dataset(
       by restoring its iterator.
 
   Raises:
-    ValueError: if shards do not divide the batch, or for an unknown task or
-      split.
+    ValueError: if shards do not divide the batch, for an unknown task or split,
+      or without the cache that the config asks for.
     FileNotFoundError: if the task's files are missing.
   """
   if continue_from_last_checkpoint:

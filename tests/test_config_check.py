@@ -79,6 +79,18 @@ def test_evaluating_a_pixel_llm_run_passes(caplog):
     check(files, _DIRS, caplog)
 
 
+@pytest.mark.parametrize('run', ['pretrain', 'finetune'])
+def test_one_macro_seeds_model_dropout_and_data(run, caplog):
+  files = ['t5x/examples/t5/t5_1_1/tiny.gin', f't5x/configs/runs/{run}.gin']
+  with script('t5x.train'):
+    check(files, _RUN | {'RANDOM_SEED': '7'}, caplog)
+    # Parameters and dropout; the evaluations keep a seed of their own.
+    assert repr(gin.query_parameter('train.random_seed')) == '%RANDOM_SEED'
+    for scope, seed in (('train', 7), ('train_eval', 42)):
+      with gin.config_scope(scope):
+        assert gin.get_bindings('DatasetConfig')['seed'] == seed
+
+
 def test_every_t5_passes_with_every_run_file(caplog):
   models = sorted((ROOT / 't5x/examples/t5').glob('*/*.gin'))
   runs = sorted((ROOT / 't5x/configs/runs').glob('*.gin'))

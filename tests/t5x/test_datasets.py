@@ -95,6 +95,20 @@ def test_unknown_task_split_and_files_are_named():
     get(dataset_cfg(task='tiny_missing_file_task'))
 
 
+def test_a_missing_cache_names_task_directory_and_flag(monkeypatch, tmp_path):
+  monkeypatch.setattr(seqio.utils, '_GLOBAL_CACHE_DIRECTORIES', [str(tmp_path)])
+  cfg = dataset_cfg(task='tiny_mixture', use_cached=True)
+  with pytest.raises(ValueError) as error:
+    get(cfg)
+  for part in (
+      'tiny_plain_task',
+      str(tmp_path),
+      '--seqio_additional_cache_dirs=',
+      'USE_CACHED_TASKS = False',
+  ):
+    assert part in str(error.value)
+
+
 def test_eval_data_has_each_task_and_the_mixture_and_repeats():
   found = datasets.get_training_eval_datasets(
       dataset_cfg('validation', 'tiny_mixture', shuffle=False),

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 
 import processes
 import pytest
@@ -37,6 +38,28 @@ def test_pretraining_lowers_the_loss_of_a_tiny_t5(model_dir):
   assert steps == ['checkpoint_0', 'checkpoint_20', 'checkpoint_40']
   assert (model_dir / 'training_eval' / 'tiny_text').is_dir()
   assert 'DROPOUT_RATE = 0.0' in (model_dir / 'config.gin').read_text()
+
+
+def test_every_scalar_of_a_run_is_explained(model_dir):
+  pages = [scripts.HERE.parents[1] / f'docs/{n}.md' for n in ('t5x', 'ledger')]
+  text = ''.join(page.read_text() for page in pages)
+  # `<feature>` and the like stand for one or several names.
+  known = [
+      re.sub('<[a-z]+>', '.+', re.escape(name))
+      for name in re.findall(r'`(\w[\w/<>]*)`', text)
+  ]
+  scalars = {
+      name
+      for path in [
+          model_dir / 'train-metrics.jsonl',
+          *(model_dir / 'training_eval').glob('*-metrics.jsonl'),
+      ]
+      for line in read_lines(path)
+      for name in line
+  } - {'step'}
+  assert {'loss', 'timing/uptime', 'ledger/explained'} <= scalars
+  unknown = {n for n in scalars if not any(re.fullmatch(k, n) for k in known)}
+  assert sorted(unknown) == []
 
 
 @pytest.mark.slow
