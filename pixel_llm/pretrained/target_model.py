@@ -3,7 +3,7 @@
 Read from a checkpoint, or from the gin files of a run. No array is made.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -65,6 +65,34 @@ def from_gin(
     FileNotFoundError: if a file is in none of the search paths.
     ValueError: if gin knows a name not, or a value builds no model.
   """
+  params = call_with_gin(
+      param_shapes, _GIN_TARGET, gin_files, gin_bindings, gin_search_paths
+  )
+  return TargetModel(', '.join(gin_files), params)
+
+
+def call_with_gin(
+    function: Callable[..., Any],
+    statements: str,
+    gin_files: Sequence[str],
+    gin_bindings: Sequence[str] = (),
+    gin_search_paths: Sequence[str] = ('.',),
+) -> Any:
+  """Calls a function with what the gin files of a run say.
+
+  The gin config of this process is empty afterwards.
+
+  Args:
+    function: what gin configures.
+    statements: gin statements that bind its arguments to the run's macros.
+    gin_files: paths of gin files.
+    gin_bindings: gin statements, applied after the files.
+    gin_search_paths: directories in which files are looked up.
+
+  Raises:
+    FileNotFoundError: if a file is in none of the search paths.
+    ValueError: if gin knows a name not, or a value builds no model.
+  """
   # Gin files of a run import SeqIO and with it TensorFlow.
   import gin
   from t5x import gin_utils
@@ -73,21 +101,20 @@ def from_gin(
   gin.clear_config()
   try:
     script.parse_gin(gin_files, gin_bindings, gin_search_paths)
-    gin.parse_config(_GIN_TARGET)
-    params = gin.get_configurable(param_shapes)()
+    gin.parse_config(statements)
+    return gin.get_configurable(function)()
   except (AttributeError, ImportError, NameError, TypeError) as error:
     raise ValueError(
         gin_utils.without_addresses(gin_utils.explain(error))
     ) from error
   finally:
     gin.clear_config()
-  return TargetModel(', '.join(gin_files), params)
 
 
-def param_shapes(
+def batch_spec(
     model: Any, task_feature_lengths: Mapping[str, Any], batch_size: int
 ) -> Mapping[str, Any]:
-  """Returns shapes and types of a model's parameters.
+  """Returns shapes and types of what a model reads.
 
   Args:
     model: a `t5x.models.BaseModel`.
@@ -106,13 +133,39 @@ def param_shapes(
         f'TASK_FEATURE_LENGTHS = {dict(task_feature_lengths)} does not give'
         f' every feature of {type(converter).__name__} a shape.'
     )
+  return spec
+
+
+def variable_shapes(model: Any, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns shapes and types of all that a model initialises, and their axes.
+
+  Args:
+    model: a `t5x.models.BaseModel`.
+    spec: what it reads, from `batch_spec`.
+  """
   shapes = {name: feature.shape for name, feature in spec.items()}
   types = {name: feature.dtype for name, feature in spec.items()}
-  variables = jax.eval_shape(
+  return jax.eval_shape(
       lambda rng: model.get_initial_variables(rng, shapes, types),
       jax.random.key(0),
   )
-  return _shapes(variables['params'])
+
+
+def param_shapes(
+    model: Any, task_feature_lengths: Mapping[str, Any], batch_size: int
+) -> Mapping[str, Any]:
+  """Returns shapes and types of a model's parameters.
+
+  Args:
+    model: a `t5x.models.BaseModel`.
+    task_feature_lengths: length or shape of each task feature.
+    batch_size: examples of a batch.
+
+  Raises:
+    ValueError: if the lengths do not tell the shape of every feature.
+  """
+  spec = batch_spec(model, task_feature_lengths, batch_size)
+  return _shapes(variable_shapes(model, spec)['params'])
 
 
 def _shapes(tree: Any) -> Any:

@@ -1,14 +1,13 @@
 """The rules of `gin/mesh`: they add to every run, and cut every model."""
 
 from flax import traverse_util
-import jax
 import pytest
 import recipe_files
 
 import gin
 from pixel_llm import axes
+from pixel_llm.pretrained import target_model
 from t5x import axis_rules
-from t5x import batches
 
 MESHES = sorted(p.stem for p in (recipe_files.ROOT / 'gin/mesh').glob('*.gin'))
 # What has every part of the network, with each head.
@@ -50,19 +49,12 @@ def test_every_mesh_adds_to_every_recipe(run):
 def parameters():
   """Axes and shapes of the parameters of the model that was read, by name."""
   model = recipe_files.macro('MODEL')
-  spec = batches.get_converter_spec(
-      model.FEATURE_CONVERTER_CLS(pack=False),
+  spec = target_model.batch_spec(
+      model,
       recipe_files.macro('TASK_FEATURE_LENGTHS'),
       recipe_files.macro('BATCH_SIZE'),
   )
-  variables = jax.eval_shape(
-      lambda rng: model.get_initial_variables(
-          rng,
-          {name: feature.shape for name, feature in spec.items()},
-          {name: feature.dtype for name, feature in spec.items()},
-      ),
-      jax.random.key(0),
-  )
+  variables = target_model.variable_shapes(model, spec)
   shapes = traverse_util.flatten_dict(variables['params'], sep='/')
   names = traverse_util.flatten_dict(variables['params_axes'], sep='/')
   return {
