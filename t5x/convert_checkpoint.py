@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from t5x import checkpoint_dirs
 from t5x import checkpoint_reader
 from t5x import dataset_item
+from t5x import ema
 from t5x import legacy_writer
 from t5x import state_matching
 from t5x import stored_state
@@ -35,6 +36,7 @@ def convert(
     layout: str = 'orbax',
     step: int | None = None,
     dtype: str | None = None,
+    use_ema: bool = False,
 ) -> str:
   """Writes a checkpoint anew; all of it passes through this host's memory.
 
@@ -44,6 +46,7 @@ def convert(
     layout: 'orbax' or 'legacy'.
     step: which checkpoint of a run's directory, None for the last.
     dtype: to which floating parameters are cast, None for the stored one.
+    use_ema: whether the moving average becomes the parameters (`ema.use_ema`).
 
   Returns:
     The new checkpoint's directory.
@@ -61,6 +64,8 @@ def convert(
     raise ValueError(
         f'{path} has no state/step, so its copy would have no name.'
     )
+  if use_ema:
+    stored = ema.use_ema(stored, {})
   if dtype is not None:
     stored['target'] = _cast(stored['target'], jnp.dtype(dtype))
   state = stored_state.get_all(stored)
@@ -148,6 +153,11 @@ def main(argv: Sequence[str] | None = None) -> None:
       choices=('float32', 'bfloat16', 'float16'),
       help='of the parameters; the stored one by default',
   )
+  parser.add_argument(
+      '--use_ema',
+      action='store_true',
+      help='write the moving average of ema.EmaOptimizer as the parameters',
+  )
   args = parser.parse_args(argv)
   try:
     print(
@@ -157,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             layout=args.layout,
             step=args.step,
             dtype=args.dtype,
+            use_ema=args.use_ema,
         )
     )
   except (OSError, ValueError) as error:

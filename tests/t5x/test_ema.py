@@ -1,0 +1,167 @@
+
+import jax
+import numpy as np
+import pytest
+import run_kwargs
+import tiny_regression
+import tiny_task
+
+from t5x import adafactor
+from t5x import checkpoint_config
+from t5x import checkpoints
+from t5x import convert_checkpoint
+from t5x import ema
+from t5x import inference_states
+from t5x import initializer
+from t5x import loop
+from t5x import optimizers
+from t5x import partitioning
+from t5x import step_guard
+from t5x import stored_state
+
+DECAY = 0.25
+HEAD = ('head', 'kernel')
+
+
+def _trainer(decay=DECAY, **kwargs):
+  optimizer = ema.EmaOptimizer(tiny_regression.optimizer(), decay)
+  return tiny_regression.trainer(
+      tiny_regression.Regression(optimizer), **kwargs
+  )
+
+
+def _host(tree):
+  return jax.tree.map(np.array, tree)
+
+
+def test_the_average_is_that_of_the_parameters_and_changes_no_step():
+  plain = tiny_regression.trainer(
+      tiny_regression.Regression(tiny_regression.optimizer())
+  )
+  averaged = _trainer()
+  history = []
+  for batch in tiny_regression.batches(5):
+    for trainer in (plain, averaged):
+      trainer.train(iter([batch]), 1).result()
+    history.append(_host(plain.train_state.params)['hidden']['kernel'])
+  jax.tree.map(
+      np.testing.assert_array_equal,
+      plain.train_state.params,
+      averaged.train_state.params,
+  )
+  want = history[0]
+  for n, new in enumerate(history[1:], start=1):
+    kept = min(DECAY, n / (n + 9))
+    want = kept * want + (1 - kept) * new
+  states = averaged.train_state.param_states
+  np.testing.assert_allclose(states['ema']['hidden']['kernel'], want, rtol=1e-6)
+  # What is frozen has none.
+  assert states['ema'][tiny_regression.FROZEN]['kernel'] is None
+  assert int(states['ema_count']) == 5
+
+
+def test_the_average_lies_on_the_mesh_as_its_parameter_does():
+  partitioner = partitioning.PjitPartitioner(num_partitions=1)
+  trainer = _trainer(partitioner=partitioner)
+  axes = partitioner.get_mesh_axes(trainer.train_state)
+  average = axes.param_states['ema']
+  assert average['hidden'] == axes.params['hidden']
+  assert average[tiny_regression.FROZEN]['kernel'] is None
+  state = trainer.train_state.state_dict()['state']
+  assert set(state['param_states']['ema']) == {'head', 'hidden'}
+
+
+def test_a_skipped_step_is_not_averaged():
+  trainer = _trainer(guard=step_guard.StepGuard())
+  (batch,) = tiny_regression.batches(1)
+  trainer.train(iter([batch, batch]), 2).result()
+  before = _host(trainer.train_state.param_states)
+  bad = {**batch, 'x': batch['x'] * np.nan}
+  trainer.train(iter([bad]), 1).result()
+  jax.tree.map(
+      np.testing.assert_array_equal, before, trainer.train_state.param_states
+  )
+
+
+@pytest.mark.parametrize('decay', [0.0, 1.0])
+def test_a_decay_that_averages_nothing_is_refused(decay):
+  with pytest.raises(ValueError, match='EmaOptimizer.decay'):
+    ema.EmaOptimizer(optimizers.sgd(1.0), decay)
+
+
+def test_optimizers_that_need_axes_or_keep_nothing_can_be_wrapped():
+  assert not hasattr(ema.EmaOptimizer(optimizers.sgd(1.0)), 'set_param_axes')
+  assert hasattr(ema.EmaOptimizer(adafactor.Adafactor()), 'set_param_axes')
+  params = {'kernel': np.ones((2, 2), np.float32)}
+  bound = ema.EmaOptimizer(optimizers.sgd(1.0)).create(params)
+  restored = bound.restore_state(bound.apply_gradient(params).state_dict())
+  assert int(restored.state.param_states['ema_count']) == 1
+  np.testing.assert_array_equal(
+      restored.state.param_states['ema']['kernel'], np.zeros((2, 2))
+  )
+  # The learning rate of the trainer gets through.
+  factored = ema.EmaOptimizer(adafactor.Adafactor()).create(params)
+  moved = factored.apply_gradient(params, learning_rate=0.5)
+  assert np.all(np.asarray(moved.target['kernel']) < 1)
+
+
+def _flat(state):
+  return stored_state.flatten(_host(state.state_dict()))
+
+
+def test_a_run_saves_resumes_and_evaluates_its_average(tmp_path):
+  def run(directory, total):
+    model = tiny_task.TinyModel(ema.EmaOptimizer(optimizers.adamw(0.01), 0.5))
+    kwargs = run_kwargs.run_kwargs(
+        directory, model=model, total_steps=total, save={'period': 2}
+    )
+    return model, loop.train(**kwargs)[1]
+
+  _, whole = run(tmp_path / 'whole', 4)
+  run(tmp_path / 'cut', 2)
+  model, resumed = run(tmp_path / 'cut', 4)
+  want, got = _flat(whole), _flat(resumed)
+  assert any(path[2:3] == ('ema',) for path in got)
+  for path, leaf in want.items():
+    np.testing.assert_array_equal(leaf, got[path], err_msg='/'.join(path))
+
+  def target_of(path, fns):
+    states = inference_states.InferenceStates(
+        model=model,
+        input_shapes={'x': (8, 4), 'image': (8, 2, 2, 3)},
+        input_types={'x': np.float32, 'image': np.uint8},
+        partitioner=run_kwargs.partitioner(),
+        restore_cfg=checkpoint_config.RestoreCheckpointConfig(
+            path=str(path), mode='latest', state_transformation_fns=fns
+        ),
+        model_info_path=None,
+        train_state_initializer_cls=initializer.TrainStateInitializer,
+        fallback_init_rng=None,
+        use_orbax=True,
+    )
+    return _flat(states.restore(states.paths[0]))
+
+  plain, averaged = (
+      target_of(tmp_path / 'whole', fns) for fns in ([], [ema.use_ema])
+  )
+  changed = 0
+  for path, leaf in averaged.items():
+    if path[0] != 'target':
+      continue
+    name = ('state', 'param_states', 'ema', *path[1:])
+    np.testing.assert_array_equal(leaf, want[name])
+    np.testing.assert_array_equal(plain[path], want[path])
+    changed += not np.array_equal(leaf, plain[path])
+  assert changed
+  # To export it, as the parameters of a checkpoint.
+  converted = convert_checkpoint.convert(
+      str(tmp_path / 'whole'), str(tmp_path / 'ema'), use_ema=True
+  )
+  exported = stored_state.flatten(checkpoints.load_t5x_checkpoint(converted))
+  for path, leaf in averaged.items():
+    np.testing.assert_array_equal(exported[path], leaf)
+
+
+def test_a_checkpoint_without_an_average_says_so():
+  with pytest.raises(ValueError, match='holds no average'):
+    ema.use_ema({'target': {'kernel': 1}, 'state': {'step': 1}}, {})
