@@ -9,6 +9,7 @@ import pathlib
 import sys
 from typing import Any
 
+from tasks.build import beam_pipelines
 from tasks.build import coco_captions
 from tasks.build import field_audit
 from tasks.build import llava
@@ -19,6 +20,7 @@ from tasks.build import reports
 from tasks.build import shards
 from tasks.build import uninext
 from tasks.build import visual_genome
+from tasks.build import workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +128,17 @@ def add_commands(commands: Any) -> None:
         action='store_true',
         help='fail, and rename nothing, if anything would be left out',
     )
+    source.add_argument(
+        '--runner',
+        help='write the shards as an Apache Beam pipeline with this runner,'
+        ' such as DirectRunner',
+    )
+    source.add_argument(
+        '--beam_flags',
+        default='',
+        metavar='TEXT',
+        help='further flags of Beam, all in one text',
+    )
     source.set_defaults(run=functools.partial(_convert, source))
 
 
@@ -157,6 +170,14 @@ def _parse_splits(
     number = getattr(arguments, option)
     if number is not None and number < 1:
       parser.error(f'--{option} is {number}; expected at least 1')
+  if arguments.runner and (arguments.strict or arguments.workers != 1):
+    parser.error(
+        '--runner: leave out --strict and --workers; the machines of a pipeline'
+        ' rename each shard as soon as it is written, and Beam has its own'
+        ' flags for their number'
+    )
+  if arguments.beam_flags and not arguments.runner:
+    parser.error('--beam_flags: name a --runner')
   return splits
 
 
@@ -166,6 +187,15 @@ def _paths(file: str) -> list[pathlib.Path]:
     return [pathlib.Path(file)]
   # A pattern that matches nothing is named as a file that is not there.
   return sorted(map(pathlib.Path, glob.glob(file))) or [pathlib.Path(file)]
+
+
+def _writer(arguments: argparse.Namespace) -> shards.WriteAll:
+  """What writes the shards."""
+  if not arguments.runner:
+    return functools.partial(workers.write_all, workers=arguments.workers)
+  pipeline = beam_pipelines.Pipeline(arguments.runner, arguments.beam_flags)
+  pipeline.check_installed()
+  return pipeline.write_all
 
 
 def _summary(name: str, tally: reports.Tally) -> str:
@@ -187,6 +217,11 @@ def _convert(
   """Converts what the arguments name; returns the exit status."""
   splits = _parse_splits(parser, arguments)
   source = _SOURCES[arguments.command]
+  try:
+    write_all = _writer(arguments)
+  except beam_pipelines.BeamError as e:
+    print(e, file=sys.stderr)
+    return 1
   rejected = 0
   for name, (files, part) in splits.items():
     options: dict[str, Any] = {'part': part} if source.parts else {}
@@ -205,8 +240,8 @@ def _convert(
       print(f'{name}: nothing to convert. {details}', file=sys.stderr)
       return 1
     try:
-      tally = shards.build_split(split, arguments.workers, arguments.strict)
-    except shards.RejectError as e:
+      tally = shards.build_split(split, write_all, arguments.strict)
+    except (shards.RejectError, beam_pipelines.BeamError) as e:
       print(f'{name}: {e}', file=sys.stderr)
       return 1
     print(_summary(name, tally))

@@ -18,7 +18,6 @@ import tqdm
 from tasks.build import reports
 from tasks.build import shard_files
 from tasks.build import statistics
-from tasks.build import workers as workers_lib
 
 # Of the records: readers refuse another.
 SCHEMA_VERSION = 1
@@ -30,6 +29,12 @@ REJECTS = 'rejects.jsonl'
 
 Unit = shard_files.Unit
 Converted = shard_files.Converted
+# `workers.write_all` of some processes, or `write_all` of a Beam pipeline: from
+# shards, and a function of the units that are done, to written shards.
+WriteAll = Callable[
+    [Sequence[shard_files.Job], Callable[[int], None]],
+    Iterator[shard_files.Shard],
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +76,14 @@ def default_num_shards(num_units: int, least: int) -> int:
   return max(1, min(num_units, max(least, 2 ** (num_units.bit_length() - 11))))
 
 
-def build_split(split: Split, workers: int, strict: bool) -> reports.Tally:
+def build_split(
+    split: Split, write_all: WriteAll, strict: bool
+) -> reports.Tally:
   """Writes the shards of a split, its report and its manifest.
 
   Args:
     split: what to convert.
-    workers: processes; 1 converts in this one.
+    write_all: writes the shards that are not there yet.
     strict: whether anything left out is an error.
 
   Returns:
@@ -108,7 +115,7 @@ def build_split(split: Split, workers: int, strict: bool) -> reports.Tally:
       disable=None,
   )
   with progress, _discard_temporaries(directory):
-    for shard in workers_lib.write_all(jobs, workers, progress.update):
+    for shard in write_all(jobs, progress.update):
       by_file[shard.file] = shard
       if not strict:
         shard_files.finish_shard(directory, shard)

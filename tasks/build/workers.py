@@ -23,15 +23,15 @@ _done: Any = None
 
 def write_all(
     jobs: Sequence[shard_files.Job],
-    workers: int,
     progress: Callable[[int], None],
+    workers: int,
 ) -> Iterator[shard_files.Shard]:
   """Writes shards under temporary names.
 
   Args:
     jobs: the shards.
-    workers: processes; 1 writes in this one.
     progress: called with a number of units that are done.
+    workers: processes; 1 writes in this one.
 
   Yields:
     Shards in any order.
@@ -91,7 +91,7 @@ def _count_one() -> None:
 
 @contextlib.contextmanager
 def converter_environment() -> Iterator[None]:
-  """Tells worker processes that they need no tasks, and so no TensorFlow."""
+  """Tells processes that start in it that they need no TensorFlow."""
   before = os.environ.get(CONVERTER_VARIABLE)
   os.environ[CONVERTER_VARIABLE] = '1'
   try:

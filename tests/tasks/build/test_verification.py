@@ -1,5 +1,6 @@
 """`verify` finds what is not as the converter left it, and names it."""
 
+import functools
 import io
 import json
 import shutil
@@ -19,6 +20,7 @@ from tasks.build import reports
 from tasks.build import segmentations
 from tasks.build import shards
 from tasks.build import verification
+from tasks.build import workers
 
 HEIGHT, WIDTH = 24, 32
 
@@ -73,7 +75,8 @@ def _build(directory, contents, num_shards=1):
       sources=[],
       num_shards=num_shards,
   )
-  shards.build_split(split, workers=1, strict=False)
+  write_all = functools.partial(workers.write_all, workers=1)
+  shards.build_split(split, write_all, strict=False)
   return directory
 
 
