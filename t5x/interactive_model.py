@@ -7,9 +7,6 @@ features and preprocessors, and so the scripts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import enum
-import functools
-import inspect
 import itertools
 import os
 from typing import Any
@@ -23,11 +20,11 @@ import tensorflow as tf
 from t5x import batches as batches_lib
 from t5x import checkpoint_config
 from t5x import checkpoint_managers
-from t5x import inference
 from t5x import initializer as initializer_lib
 from t5x import learning_rates
 from t5x import model_info
 from t5x import multihost
+from t5x import text_metrics
 from t5x import trainer as trainer_lib
 from t5x.interactive_config import T5XScriptType
 from t5x.interactive_config import get_gin_config_from_interactive_model
@@ -37,6 +34,9 @@ from t5x.text_examples import Preprocessors
 from t5x.text_examples import get_batches_from_seqio
 from t5x.text_examples import get_dataset_from_natural_text_examples
 from t5x.text_examples import get_seqio_task_from_examples
+from t5x.text_inference import Inferences
+from t5x.text_inference import InferenceType
+from t5x.text_inference import TextInference
 
 __all__ = [
     'InferenceType',
@@ -47,23 +47,6 @@ __all__ = [
     'get_gin_config_from_interactive_model',
     'get_seqio_task_from_examples',
 ]
-
-Inferences = tuple[list[tuple[dict[str, Any], Any]], dict[str, list[Any]]]
-MetricFn = Callable[..., Mapping[str, Any]]
-
-# Arguments of a metric function -> what it is called with.
-_METRIC_ARGUMENTS = (
-    ('targets', 'scores'),
-    ('targets', 'predictions'),
-    ('targets', 'predictions', 'aux_values'),
-)
-
-
-class InferenceType(enum.Enum):
-  """What `infer_with_preprocessors` computes."""
-
-  PREDICT_WITH_AUX = 1
-  SCORE = 2
 
 
 class InteractiveModel:
@@ -157,7 +140,14 @@ class InteractiveModel:
         partitioner=partitioner,
         model_dir=output_dir,
     )
-    self._infer_fns: dict[Any, inference.InferFn] = {}
+    self._inference = TextInference(
+        model=model,
+        partitioner=partitioner,
+        train_state_axes=self.train_state_axes,
+        batch_size=batch_size,
+        task_feature_lengths=task_feature_lengths,
+        features=self.features,
+    )
     self._train_summary: Any = None
     self._trainer = trainer_lib.Trainer(
         model=model,
@@ -288,7 +278,7 @@ class InteractiveModel:
 
   def score(
       self, examples: Sequence[Example]
-  ) -> list[tuple[dict[str, Any], float]]:
+  ) -> list[tuple[dict[str, Any], Any]]:
     """Scores targets.
 
     Args:
@@ -321,53 +311,16 @@ class InteractiveModel:
     Returns:
       As `predict_with_aux` or, with scores, like it.
     """
-    infer_fn = self._infer_fn(mode, inference_kwargs)
-    dataset = self._task_dataset(examples, preprocessors)
-    rows = list(dataset.as_numpy_iterator())
-    model_dataset = self._converter(dataset, self._task_feature_lengths)
-    outputs, aux = [], {}
-    for number, start in enumerate(range(0, len(rows), self._batch_size)):
-      part = model_dataset.skip(start).take(self._batch_size)
-      rng = jax.random.fold_in(jax.random.PRNGKey(0), number)
-      result = infer_fn(part.enumerate(), self.train_state, rng=rng)
-      indexed, more = result if isinstance(result, tuple) else (result, {})
-      outputs += [output for _, output in indexed]
-      for name, values in more.items():
-        aux.setdefault(name, []).extend(values)
-    if mode is InferenceType.PREDICT_WITH_AUX:
-      vocabulary = self.features['targets'].vocabulary
-      outputs = [
-          vocabulary.decode_tf(tf.constant(tokens)).numpy()
-          for tokens in outputs
-      ]
-    return list(zip(rows, outputs, strict=True)), aux
-
-  def _infer_fn(
-      self, mode: InferenceType, inference_kwargs: Mapping[str, Any]
-  ) -> inference.InferFn:
-    """Returns a compiled step, the same one for the same arguments."""
-    steps = {
-        InferenceType.PREDICT_WITH_AUX: self._model.predict_batch_with_aux,
-        InferenceType.SCORE: self._model.score_batch,
-    }
-    if mode not in steps:
-      raise ValueError(
-          f'mode must be one of {", ".join(map(str, steps))}, got {mode!r}.'
-      )
-    key = mode, repr(sorted(inference_kwargs.items()))
-    if key not in self._infer_fns:
-      self._infer_fns[key] = inference.get_infer_fn(
-          functools.partial(steps[mode], **inference_kwargs),
-          self._batch_size,
-          self.train_state_axes,
-          self._partitioner,
-      )
-    return self._infer_fns[key]
+    return self._inference.infer(
+        self.train_state, mode, examples, preprocessors, inference_kwargs
+    )
 
   # ---- Evaluation ------------------------------------------------------------
 
   def evaluate(
-      self, examples: Sequence[Example], metric_fns: Sequence[MetricFn]
+      self,
+      examples: Sequence[Example],
+      metric_fns: Sequence[text_metrics.MetricFn],
   ) -> Mapping[str, Any]:
     """Computes metrics over examples.
 
@@ -387,7 +340,7 @@ class InteractiveModel:
       self,
       examples: Sequence[Example],
       preprocessors: Preprocessors,
-      metric_fns: Sequence[MetricFn],
+      metric_fns: Sequence[text_metrics.MetricFn],
       postprocessor: Callable[..., Any] | None = None,
   ) -> Mapping[str, Any]:
     """Computes metrics over examples.
@@ -401,49 +354,15 @@ class InteractiveModel:
 
     Returns:
       Metric -> value; nothing on processes other than 0.
-
-    Raises:
-      ValueError: for a function of other arguments, or if two give a metric of
-        the same name.
     """
-    wanted = {fn: _metric_arguments(fn) for fn in metric_fns}
-    names = set(itertools.chain(*wanted.values()))
-    given: dict[str, Any] = {
-        'targets': self._targets(examples, preprocessors, postprocessor)
-    }
-    if 'predictions' in names:
-      predictions, given['aux_values'] = self.infer_with_preprocessors(
-          InferenceType.PREDICT_WITH_AUX, examples, preprocessors
-      )
-      given['predictions'] = [text.decode() for _, text in predictions]
-    if 'scores' in names:
-      scores, _ = self.infer_with_preprocessors(
-          InferenceType.SCORE, examples, preprocessors
-      )
-      given['scores'] = [score for _, score in scores]
-    metrics: dict[str, Any] = {}
-    if jax.process_index() == 0:
-      for fn, arguments in wanted.items():
-        found = fn(*(given[argument] for argument in arguments))
-        if twice := sorted(metrics.keys() & found.keys()):
-          raise ValueError(f'Two functions give the metric {twice[0]!r}.')
-        metrics |= found
-    multihost.sync_global_devices('interactive_model:evaluate')
-    return metrics
-
-  def _targets(
-      self,
-      examples: Sequence[Example],
-      preprocessors: Preprocessors,
-      postprocessor: Callable[..., Any] | None,
-  ) -> list[Any]:
-    targets = []
-    for row in self._task_dataset(examples, preprocessors).as_numpy_iterator():
-      text = row['targets_pretokenized']
-      if postprocessor is not None:
-        text = postprocessor(text, example=row, is_target=True)
-      targets.append(text)
-    return targets
+    dataset = self._task_dataset(examples, preprocessors)
+    return text_metrics.compute(
+        metric_fns,
+        text_metrics.get_targets(dataset, postprocessor),
+        lambda mode: self.infer_with_preprocessors(
+            mode, examples, preprocessors
+        ),
+    )
 
   # ---- All of it -------------------------------------------------------------
 
@@ -455,7 +374,7 @@ class InteractiveModel:
       predict_batches: Sequence[Any] | None = None,
       score_batches: Sequence[Any] | None = None,
       eval_batches: Sequence[Any] | None = None,
-      metrics_fns: Sequence[MetricFn] | None = None,
+      metrics_fns: Sequence[text_metrics.MetricFn] | None = None,
   ) -> tuple[Any, Any, Any]:
     """Trains, and looks at what has been learned as it goes.
 
@@ -508,22 +427,6 @@ class InteractiveModel:
     for batch in whole.as_numpy_iterator():
       rows = {k: np.asarray(x)[first : first + size] for k, x in batch.items()}
       yield batches_lib.to_global(rows, self._partitioner, self._batch_size)
-
-
-def _metric_arguments(fn: MetricFn) -> tuple[str, ...]:
-  """Returns what a metric function wants, by the names of its arguments."""
-  names = tuple(
-      name
-      for name, parameter in inspect.signature(fn).parameters.items()
-      if parameter.default is parameter.empty
-  )
-  if names not in _METRIC_ARGUMENTS:
-    known = ', '.join(f'({", ".join(wanted)})' for wanted in _METRIC_ARGUMENTS)
-    raise ValueError(
-        f'A metric function takes one of {known}; {fn} takes '
-        f'({", ".join(names)}).'
-    )
-  return names
 
 
 def _as_batches(batches: Sequence[Any] | None) -> Sequence[Any]:

@@ -73,6 +73,16 @@ def test_a_pixel_llm_run_passes(run, caplog):
     check([f'gin/{run}'], _DIRS, caplog)
 
 
+def test_a_pixel_llm_run_passes_on_every_mesh(caplog):
+  meshes = sorted((ROOT / 'gin/mesh').glob('*.gin'))
+  assert meshes
+  for mesh in meshes:
+    with script('t5x.train'):
+      check(
+          ['gin/pixel_llm_t5_trace.gin', f'gin/mesh/{mesh.name}'], _DIRS, caplog
+      )
+
+
 def test_evaluating_a_pixel_llm_run_passes(caplog):
   with script('t5x.eval'):
     files = ['gin/pixel_llm_tiny_refseg.gin', 'gin/runs/eval.gin']
