@@ -57,13 +57,19 @@ esac
 # shellcheck source=launch/lib/cloud.sh
 source "$root/launch/lib/cloud.sh"
 
-# How long some workers may run on after others have ended: docs/survival.md.
+# Looks for which some workers may run on after others have ended
+# (docs/survival.md), or not answer.
 readonly HALF_LOOKS=${HALF_LOOKS:-30}
 # Seconds that the log of a run that has ended may take to arrive.
 readonly LINGER=${LINGER:-3}
 commit=$(git -C "$root" rev-parse HEAD)
 readonly sources=pixel_llm/$commit
 readonly on_it="\$HOME/$sources/launch/worker.sh"
+
+# A run lives on with the sources that it was started from, also when this script
+# comes again from another commit.
+readonly run_directory=pixel_llm/runs/${JOB[name]}
+readonly on_run="\$(cat $run_directory/sources)/launch/worker.sh"
 
 check_clean() {
   [[ -z $(git -C "$root" status --porcelain --untracked-files=no) ]] ||
@@ -108,13 +114,13 @@ install() {
     sleep "$POLL"
   done
   # Tried again, it finds the files in their places.
-  on_all installed "set -e; umask 077; mkdir -p $sources pixel_llm/runs/${JOB[name]}
-    if [ -e run.sh ]; then mv run.sh pixel_llm/runs/${JOB[name]}; fi
+  on_all installed "set -e; umask 077; mkdir -p $sources $run_directory
+    if [ -e run.sh ]; then mv run.sh $run_directory; fi
     if [ -e sources.tar.gz ]; then
       tar -xzf sources.tar.gz -C $sources
       rm sources.tar.gz
     fi
-    chmod 600 pixel_llm/runs/${JOB[name]}/run.sh
+    chmod 600 $run_directory/run.sh
     $on_it install ${JOB[python]}"
 }
 
@@ -124,18 +130,36 @@ check() {
 
 # Prints the status of each worker that answers, one a line.
 statuses() {
-  on_worker all "$on_it status ${JOB[name]}" |
-    sed -n 's/^pixel-llm-worker [^ ]* //p'
+  on_worker all "if [ -e $run_directory/sources ]
+    then $on_run status ${JOB[name]}
+    else echo pixel-llm-worker - none
+    fi" | sed -n 's/^pixel-llm-worker [^ ]* //p'
 }
 
-# Refuses a run that lives on some workers only: a start would join it to nothing.
-check_whole() {
-  local found running
-  found=$(statuses) || true
-  [[ $DRY_RUN == yes ]] && return
+# Tells whether the run lives on all workers. Refuses one that lives on some only,
+# which a start would join to nothing, and one of another commit. On a pod that
+# was there before, all have to answer: it may hold a run that goes well.
+lives() {
+  local found running others try
+  [[ $made == no ]] || return 1
+  for ((try = 1; ; try++)); do
+    found=$(statuses) || true
+    [[ $DRY_RUN == yes ]] && return 1
+    (($(wc -w <<<"$found") == TPU[hosts])) && break
+    ((try < SSH_TRIES)) || {
+      name_silent
+      die "not every worker answers: come again, or launch/tpu_pod.sh delete --force."
+    }
+    sleep "$POLL"
+  done
   running=$(grep -c '^running$' <<<"$found") || true
   ((running == 0 || running == TPU[hosts])) ||
     die "the run lives on $running of ${TPU[hosts]} workers: launch/tpu_pod.sh stop it first."
+  ((running)) || return 1
+  others=$(on_worker all "cat $run_directory/sources") ||
+    die 'cannot tell which commit the run is of.'
+  ! grep -qv "/$commit\$" <<<"$others" ||
+    die "a run of another commit lives: launch/tpu_pod.sh stop it first, or check out ${others##*/}."
 }
 
 start() {
@@ -143,7 +167,10 @@ start() {
 }
 
 stop() {
-  on_all stopped "$on_it stop ${JOB[name]}"
+  on_all stopped "if [ -e $run_directory/sources ]
+    then $on_run stop ${JOB[name]}
+    else echo pixel-llm-worker - stopped
+    fi"
 }
 
 # Waits until the run has ended on all workers, and sets `outcome`: its status, or
@@ -162,8 +189,8 @@ watch() {
     [[ $DRY_RUN == yes ]] && outcome=0 && return
     if (($(wc -w <<<"$found") != TPU[hosts])); then
       misses=$((misses + 1))
-      say "not every worker answers, look $misses of $SSH_TRIES."
-      if ((misses >= SSH_TRIES)); then
+      say "not every worker answers, look $misses of $HALF_LOOKS."
+      if ((misses >= HALF_LOOKS)); then
         name_silent
         outcome=gone
         return
@@ -189,7 +216,7 @@ watch() {
 
 # Shows worker 0's log in the background, while the run lives.
 follow() {
-  on_worker 0 "$on_it follow ${JOB[name]}" &
+  on_worker 0 "$on_run follow ${JOB[name]}" &
   follower=$!
 }
 
@@ -206,7 +233,8 @@ run() {
   local restarts=0 outcome
   follower=''
   trap end_follow EXIT
-  check_whole
+  # A run that lives is joined.
+  lives || true
   while :; do
     outcome=''
     if start; then
@@ -254,7 +282,7 @@ logs() {
   mkdir -p "logs/${JOB[name]}"
   for ((worker_id = 0; worker_id < TPU[hosts]; worker_id++)); do
     cloud compute tpus tpu-vm scp \
-      "${JOB[name]}:pixel_llm/runs/${JOB[name]}/log" \
+      "${JOB[name]}:$run_directory/log" \
       "logs/${JOB[name]}/worker-$worker_id.log" "--worker=$worker_id" \
       "--zone=${JOB[zone]}" "--project=${JOB[project]}" --quiet ||
       say "no log of worker $worker_id"
@@ -283,7 +311,8 @@ up() {
   local status=0
   check_clean
   ensure_node
-  { install && check; } || renew
+  # The chips of a run that lives are not free to be checked.
+  lives || { install && check; } || renew
   run || status=$?
   ((status == 0)) || logs
   profile

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2034,SC2154
 # Cloud TPU by gcloud: what stands there, making and removing it, its workers.
 # Uses JOB and TPU (lib/job.sh), and DRY_RUN.
 
@@ -63,6 +63,9 @@ check_is_ours() {
     die "${JOB[name]} in ${JOB[zone]} is '$found', not a ${TPU[accelerator_type]} that this job made. Give the job another name, or remove it by hand."
 }
 
+# Whether this script made the node: nothing runs on it then.
+made=no
+
 # Makes the node or its request, or waits for it, until it is READY.
 ensure_node() {
   local looks=0 tries=0 lonely=0 state
@@ -124,6 +127,7 @@ _make_or_wait() {
   errors=$(mktemp)
   if _create 2> >(tee "$errors" >&2); then
     rm -f "$errors"
+    made=yes
     return
   fi
   # tee may still write.

@@ -185,6 +185,8 @@ def record(words):
   if 'worker' in flags:
     short.append(flags['worker'])
   script = flags.get('command', '').partition('worker.sh ')[2].split()
+  if flags.get('command', '').startswith('cat '):
+    script = ['status']
   with (CLOUD / 'calls').open('a') as file:
     file.write(' '.join([*short, *script[:1]]) + '\n')
   with (CLOUD / 'full_calls').open('a') as file:

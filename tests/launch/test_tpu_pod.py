@@ -28,7 +28,7 @@ zone = zone
 """
 
 INSTALL = ['tpu-vm scp all', 'tpu-vm ssh all install', 'tpu-vm ssh all check']
-START = ['tpu-vm ssh all status', 'tpu-vm ssh all start']
+START = ['tpu-vm ssh all start']
 END = ['storage ls', 'tpu-vm describe', 'tpu-vm delete']
 
 
@@ -287,6 +287,19 @@ def test_a_pod_with_a_dead_worker_is_replaced(world):
 
 
 @pytest.mark.slow
+def test_a_pod_that_was_there_is_not_replaced_unseen(world):
+  for command in ('create', 'install'):
+    assert world.run(command).returncode == 0
+  state = world.state()
+  world.set(**state, unreachable={'1': 9})
+  result = world.run('up')
+  assert result.returncode == 1
+  assert 'of 4 workers these do not answer: 1.' in result.stderr
+  assert 'not every worker answers' in result.stderr
+  assert world.state()['node'] == state['node']
+
+
+@pytest.mark.slow
 def test_too_few_chips_keep_a_run_from_starting(world):
   (world.cloud / 'too_few_chips').touch()
   assert world.run('create').returncode == 0
@@ -309,7 +322,7 @@ def test_every_command_finds_what_is_there(world):
 
 @pytest.mark.slow
 def test_a_run_that_lives_is_joined_and_not_deleted(world):
-  world.set(plan='0@3 0@3 0@3 0@3\n')
+  world.set(plan='0@6 0@6 0@6 0@6\n')
   for command in ('create', 'install'):
     assert world.run(command).returncode == 0
   first = subprocess.Popen(
@@ -325,8 +338,15 @@ def test_a_run_that_lives_is_joined_and_not_deleted(world):
   refused = world.run('delete')
   assert refused.returncode == 1
   assert 'the run is alive' in refused.stderr
-  second = world.run('run')
+  world.git('commit', '-q', '--allow-empty', '-m', 'another')
+  other = world.run('run')
+  assert other.returncode == 1
+  assert 'a run of another commit lives' in other.stderr
+  world.git('reset', '-q', '--hard', 'HEAD~1')
+  # Its chips are not checked, and it is not installed again.
+  second = world.run('--keep', 'up')
   assert second.returncode == 0, second.stderr
+  assert world.calls().count('tpu-vm ssh all check') == 0
   first.communicate(timeout=60)
   assert first.returncode == 0
   assert len((world.cloud / 'starts-worker-0').read_text().splitlines()) == 1
@@ -386,7 +406,7 @@ def test_a_dry_run_prints_every_call_and_makes_none(world):
   verbs = [re.sub(r'^compute tpus ', '', line).split()[:2] for line in printed]
   assert [' '.join(verb) for verb in verbs if verb[1] != 'describe'] == [
       *['tpu-vm create', 'tpu-vm scp', 'tpu-vm ssh', 'tpu-vm ssh'],
-      *['tpu-vm ssh'] * 4,
+      *['tpu-vm ssh'] * 3,
       *['storage cp', 'tpu-vm delete'],
   ]
   assert SECRET not in result.stderr
