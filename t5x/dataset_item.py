@@ -1,5 +1,6 @@
 """The item `dataset` of a checkpoint: where the input pipeline stands."""
 
+import contextlib
 import dataclasses
 import re
 from typing import Any
@@ -23,11 +24,26 @@ def list_shards(directory: epath.PathLike) -> list[str]:
   return sorted({m[0] for m in map(pattern.match, names) if m})
 
 
-class DatasetCheckpointHandler(ocp.CheckpointHandler):
-  """Saves the state of this process's dataset iterator.
+class DatasetCheckpointHandler(ocp.AsyncCheckpointHandler):
+  """Saves the state of this process's dataset iterator."""
 
-  Blocking on purpose: a tf.data iterator moves on with the next batch.
-  """
+  async def async_save(
+      self, directory: epath.Path, args: 'DatasetSave'
+  ) -> list[ocp.future.Future]:
+    """Writes as `save` does, yet an error waits in what is returned.
+
+    Raised here, it would leave the other processes alone in this save's next
+    barrier.
+    """
+
+    async def write():
+      self.save(directory, args)
+
+    written = ocp.future.CommitFutureAwaitingContractedSignals(write())
+    # Blocking on purpose: a tf.data iterator moves on with the next batch.
+    with contextlib.suppress(Exception):
+      written.result()
+    return [written]
 
   def save(self, directory: epath.Path, args: 'DatasetSave') -> None:
     """Writes the iterator's state into `directory`."""

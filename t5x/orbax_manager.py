@@ -7,6 +7,7 @@ so a job may be killed at any moment and leaves only whole checkpoints.
 """
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import functools
 import os
 from typing import Any
@@ -45,6 +46,32 @@ class _Manager(ocp.CheckpointManager):
     """Tells that there is none."""
     del step
     return False
+
+
+class _Writers:
+  """What a handler of Orbax's has left to write in the background.
+
+  Orbax stops waiting at the first that fails, while others still make files.
+  """
+
+  def __init__(self, handler: ocp.AsyncCheckpointHandler):
+    """Looks at all saves of a handler."""
+    self._futures: Sequence[ocp.future.Future] = ()
+    self._save = handler.async_save
+    # Orbax knows handlers by their very class, so there is no subclass.
+    handler.async_save = self._noted
+
+  async def _noted(self, *args, **kwargs) -> Any:
+    self._futures = ()
+    self._futures = await self._save(*args, **kwargs) or ()
+    return self._futures
+
+  def wait(self) -> None:
+    """Waits until nothing of the last save is being written."""
+    for future in self._futures:
+      # What went wrong was told as the failure of the save.
+      with contextlib.suppress(Exception):
+        future.result()
 
 
 class OrbaxCheckpointManagerInterface:
@@ -141,11 +168,13 @@ class OrbaxCheckpointManagerInterface:
   def _open(self) -> ocp.CheckpointManager:
     """Opens Orbax's manager, which removes what is half written."""
     options = self._get_options()
+    state_handler = ocp.PyTreeCheckpointHandler()
+    self._writers = _Writers(state_handler)
     manager = _Manager(
         self._directory,
         options=options,
         item_handlers={
-            STATE_ITEM: ocp.PyTreeCheckpointHandler(),
+            STATE_ITEM: state_handler,
             DATASET_ITEM: dataset_item.DatasetCheckpointHandler(),
         },
     )
@@ -275,6 +304,8 @@ class OrbaxCheckpointManagerInterface:
       self._manager.close()
     except Exception as error:
       logging.warning('Closing after a failed save: %s', error)
+    self._writers.wait()
+    multihost.sync_global_devices('orbax_manager:recover')
     self._manager = self._open()
 
   def close(self) -> None:

@@ -46,6 +46,8 @@ class GuardedManager:
     self._must_agree = max_failed_saves > 0 and jax.process_count() > 1
     # The step of the save that goes on in the background.
     self._step: int | None = None
+    # What it failed with before it went to the background.
+    self._early_error: Exception | None = None
     self._has_raised = False
 
   def save(
@@ -66,7 +68,10 @@ class GuardedManager:
     except Exception as error:
       if not _is_of_writing(error):
         raise
-      self._settle(error)
+      self._early_error = error
+      if not self._must_agree:
+        self.wait_until_finished()
+      # Else the others still write, and train: all look at it together later.
       return False
     if not saved:
       self._step = None
@@ -95,9 +100,10 @@ class GuardedManager:
     """
     if self._step is None:
       return
-    error = None
+    error, self._early_error = self._early_error, None
     try:
-      self._manager.wait_until_finished()
+      if error is None:
+        self._manager.wait_until_finished()
     except Exception as caught:  # in the background there is only writing
       error = caught
     self._settle(error)

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 
+import processes
 import pytest
 import run_kwargs
 import test_survival
@@ -78,7 +79,7 @@ def test_too_many_in_a_row_and_the_last_one_are_errors(tmp_path, monkeypatch):
     train(tmp_path / 'row', max_failed_saves=1)
   monkeypatch.undo()
   full_disk_at(monkeypatch, [4], 'save')
-  with pytest.raises(save_failures.SaveError, match='last save'):
+  with pytest.raises(save_failures.SaveError, match='Step 4'):
     train(tmp_path / 'last', total_steps=4, max_failed_saves=5)
 
 
@@ -86,6 +87,33 @@ def test_pruning_goes_on_after_a_failure(tmp_path, monkeypatch):
   full_disk_at(monkeypatch, [4], 'finalize')
   train(tmp_path, max_failed_saves=1, keep=2)
   assert checkpoints.all_steps(str(tmp_path)) == [6, 8]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('process', [0, 1])
+def test_a_failure_on_one_of_two_processes_is_one_of_both(tmp_path, process):
+  command = [
+      '-m',
+      't5x.train',
+      '--gin_file=numbered.gin',
+      f"--gin.MODEL_DIR='{tmp_path}/run'",
+      "--gin.MIXTURE_OR_TASK_MODULE='failing_saves'",
+      '--gin.TRAIN_STEPS=60',
+      '--gin.utils.SaveCheckpointConfig.period=10',
+      '--gin.utils.SaveCheckpointConfig.keep=None',
+      '--gin.utils.SaveCheckpointConfig.max_failed_saves=2',
+      *processes.FLAGS,
+  ]
+  env = {'FAILING_PROCESS': str(process), 'FAILING_STEPS': '20,30'}
+  with processes.Pod(2, command, tmp_path / 'logs', env=env) as pod:
+    pod.check()
+    logs = [pod.err(0), pod.err(1)]
+  for step in (20, 30):
+    text = f'Step {step} could not be saved'
+    assert all(text in log for log in logs)
+  run = tmp_path / 'run'
+  assert checkpoints.all_steps(str(run)) == [0, 10, 40, 50, 60]
+  assert not list(run.glob('*tmp*'))
 
 
 @pytest.fixture
