@@ -31,19 +31,19 @@ def faults(
   for name, size in batch_sizes.items():
     if not isinstance(size, int) or isinstance(size, bool):
       continue
-    slices = 1
+    divisors = {'parts of ici and dcn mesh shape': parts}
     if name == 'train_dataset_cfg' and isinstance(num_microbatches, int):
-      slices = max(1, num_microbatches)
+      divisors['microbatches'] = max(1, num_microbatches)
     if size <= 0:
       yield f'{name}: batch_size = {size} must be positive.'
-    elif size % (parts * slices):
-      whole = parts * slices
-      reasons = [f'{parts} parts of ici and dcn mesh shape'] * (parts > 1)
-      reasons += [f'{slices} microbatches'] * (slices > 1)
-      nearest = size // whole * whole, -(-size // whole) * whole
+      continue
+    uneven = [f'{n} {told}' for told, n in divisors.items() if size % n]
+    if uneven:
+      step = math.lcm(*divisors.values())
+      nearest = size // step * step, -(-size // step) * step
       yield (
           f'{name}: batch_size = {size} does not divide into'
-          f' {" of ".join(reasons)}; nearest:'
+          f' {" nor into ".join(uneven)}; nearest:'
           f' {" or ".join(str(n) for n in nearest if n)}.'
       )
 

@@ -172,11 +172,11 @@ def test_a_batch_that_the_mesh_cannot_cut_is_told_before_devices(tmp_path):
       SIZES,
       'partitioning.PjitPartitioner.ici_mesh_shape = (1, 8, 2)',
       'partitioning.PjitPartitioner.dcn_mesh_shape = (2, 1, 1)',
-      'train/run_script.sized_data.batch_size = 40',
+      'train/run_script.sized_data.batch_size = 41',
       'trainer.Trainer.num_microbatches = 2',
   )
-  assert 'batch_size = 40 does not divide into 16 parts' in message
-  assert '2 microbatches; nearest: 32 or 64.' in message
+  assert 'batch_size = 41 does not divide into 16 parts' in message
+  assert 'nor into 2 microbatches; nearest: 32 or 48.' in message
 
 
 @pytest.mark.parametrize(
