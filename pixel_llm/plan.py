@@ -15,6 +15,7 @@ Exit status: 0 planned; 1 nothing fits, or failed; 2 wrong arguments.
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 import json
+import math
 import sys
 from typing import Any
 
@@ -189,24 +190,41 @@ def lines(
   """Yields the plan's lines."""
   step = report['steps'][0]
   memory = step['memory']
-  costs = run_costs.price(facts, report, rates)
-  least, most = (s * 1e3 for s in costs.step_seconds)
+  limit = memory['limit'] or math.inf
   yield (
       f'{report["topology"]}: {report["num_devices"]} chips,'
       f' {report["num_hosts"]} hosts; mesh {mesh_choice.describe_mesh(report)}'
   )
   yield (
-      f'  memory      {memory["total"] / _GIB:.1f} of'
-      f' {memory["limit"] / _GIB:.1f} GiB a chip:'
-      f' {"fits" if step["fits"] else "DOES NOT FIT"}'
+      f'  memory      {memory["total"] / _GIB:.1f} of {limit / _GIB:.1f} GiB a'
+      f' chip: {"fits" if step["fits"] else "DOES NOT FIT"}'
   )
   yield (
       f'  steps       {facts.train_steps:,} of {facts.batch_size} images,'
       f' {facts.train_steps * facts.batch_size / 1e6:,.2f} million images'
   )
+  if step['roofline'] is None:
+    yield f'  checkpoint  {facts.checkpoint_bytes / 1e9:,.2f} GB'
+    yield (
+        f'{report["topology"]} has no published figures, so that its steps have'
+        ' no price.'
+    )
+    return
+  yield from _price_lines(facts, report, rates)
+
+
+def _price_lines(
+    facts: run_costs.RunFacts,
+    report: Mapping[str, Any],
+    rates: run_costs.Rates,
+) -> Iterator[str]:
+  """Yields the lines about time."""
+  costs = run_costs.price(facts, report, rates)
+  least, most = (s * 1e3 for s in costs.step_seconds)
   yield (
       f'  a step      {least:,.1f} ms at least, bound by'
-      f' {step["roofline"]["bound"]}; {most:,.1f} ms if nothing overlaps'
+      f' {report["steps"][0]["roofline"]["bound"]}; {most:,.1f} ms if nothing'
+      ' overlaps'
   )
   yield (
       f'  hours       {costs.hours[0]:,.1f} to {costs.hours[1]:,.1f};'

@@ -73,6 +73,11 @@ def test_a_report_of_another_run_is_refused():
     run_costs.price(FACTS, without)
 
 
+def test_the_device_count_is_that_of_the_topology():
+  assert mesh_choice.num_devices('v4:2x2x4') == 16
+  assert mesh_choice.num_devices('cpu:2') == 2
+
+
 def test_saves_that_take_too_long_are_told():
   text = '\n'.join(
       plan.lines(FACTS, report(), run_costs.Rates(storage_bytes_per_second=1e6))
@@ -170,13 +175,22 @@ def _size(tree):
 
 
 @pytest.mark.slow
-def test_a_step_is_compiled_in_a_process_of_its_own():
+def test_a_sweep_compiles_and_proposes(capsys):
+  args = [*RUN, '--topology=cpu:2', '--sweep', '--partitions=1']
+  assert plan.main([*args, '--gin.BATCH_SIZE=4']) == 0
+  out = capsys.readouterr().out
+  # What fits at once needs no remedy, and of two equal ones the smaller wins.
+  first, second, best = out.splitlines()[:3]
+  assert first.startswith('NUM_PARTITIONS = 1, PARAMETER_DIMS = 1, REMAT')
+  assert second.startswith('NUM_PARTITIONS = 1, PARAMETER_DIMS = 2, REMAT')
+  assert best.startswith('Best: --gin.NUM_PARTITIONS=1 --gin.PARAMETER_DIMS=')
+  assert 'cpu:2: 2 chips, 1 hosts' in out
+  assert 'of 4 images' in out
+  assert 'no published figures' in out
+
+
+@pytest.mark.slow
+def test_a_topology_that_is_none_is_an_error_of_the_compiler():
   files = ('gin/pixel_llm_tiny_trace.gin', mesh_choice.MESH_FILE)
-  choice = mesh_choice.MeshChoice(num_microbatches=2, batch_size=4)
-  compiled = mesh_choice.compile_step(files, choice.bindings(), 'cpu:2')
-  assert compiled['num_devices'] == 2 == mesh_choice.num_devices('cpu:2')
-  (step,) = compiled['steps']
-  assert step['batch_size'] == 4
-  assert step['fits']
   with pytest.raises(mesh_choice.CompileError, match='No topology'):
     mesh_choice.compile_step(files, (), 'v9:2x2')
