@@ -12,7 +12,7 @@ REPORT := $(RUNS)/report.html
 PICTURES := $(addprefix tasks/sample/,train2017 val2017 train2014)
 NARRATIVES := tasks/sample/localized_narratives/coco
 SOURCES := pixel_llm tasks t5x tests benchmarks
-SCRIPTS := .ci/run $(wildcard launch/*.sh launch/lib/*.sh)
+SCRIPTS := .ci/run $(wildcard launch/*.sh launch/lib/*.sh tests/launch/*.sh)
 comma := ,
 space := $(subst ,, )
 

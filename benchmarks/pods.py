@@ -132,6 +132,12 @@ def config_hash(cell: Cell) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def is_current(cell: Cell) -> bool:
+  """Tells whether a cell's report is of its gin files as they are."""
+  report = stored(cell)
+  return report is not None and report['config'] == config_hash(cell)
+
+
 def stored(cell: Cell) -> Mapping[str, Any] | None:
   """Returns what a cell's file holds; None if there is none."""
   if not cell.path.exists():
@@ -151,9 +157,7 @@ def compile_cells(pattern: str, timeout: float) -> int:
   for cell in cells():
     if not re.search(pattern, cell.name):
       continue
-    digest = config_hash(cell)
-    known = stored(cell)
-    if known is not None and known['config'] == digest:
+    if is_current(cell):
       continue
     print(f'{cell.name}: {cell.command}', flush=True)
     try:
@@ -168,7 +172,7 @@ def compile_cells(pattern: str, timeout: float) -> int:
         json.dumps(
             {
                 'command': cell.command,
-                'config': digest,
+                'config': config_hash(cell),
                 'libtpu': importlib.metadata.version('libtpu'),
                 'jax': importlib.metadata.version('jax'),
                 **report,
@@ -210,7 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       if re.search(args.only, cell.name):
         print(cell.name)
     return 0
-  PAGE.write_text(pods_page.page(list(cells()), stored))
+  changed = [c for c in cells() if c.path.exists() and not is_current(c)]
+  PAGE.write_text(pods_page.page(list(cells()), stored, changed))
   return 0
 
 

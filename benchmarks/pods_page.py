@@ -50,6 +50,9 @@ that share a copy (`--partitions=1,2,4`), with parameters cut over the batch's c
 or not, the least that is computed again first, then more, then the batch in parts,
 until it fits. It prints each, and plans with the fastest."""
 
+# Begins the line about reports that are older than their gin files.
+CHANGED = 'Compiled before the last change of their gin files: '
+
 _COLUMNS = (
     ('recipe', '---'),
     ('mesh', '---'),
@@ -71,19 +74,24 @@ _STEPS = {
 
 
 def page(
-    cells: Sequence[Any], stored: Callable[[Any], Mapping[str, Any] | None]
+    cells: Sequence[Any],
+    stored: Callable[[Any], Mapping[str, Any] | None],
+    changed: Sequence[Any] = (),
 ) -> str:
   """Returns the page.
 
   Args:
     cells: `pods.Cell`s.
     stored: gives the report of a cell, None where there is none.
+    changed: those whose gin files have changed since.
   """
-  return '\n'.join(_lines(cells, stored)) + '\n'
+  return '\n'.join(_lines(cells, stored, changed)) + '\n'
 
 
 def _lines(
-    cells: Sequence[Any], stored: Callable[[Any], Mapping[str, Any] | None]
+    cells: Sequence[Any],
+    stored: Callable[[Any], Mapping[str, Any] | None],
+    changed: Sequence[Any],
 ) -> Iterator[str]:
   yield _HEAD
   reports = {cell: stored(cell) for cell in cells}
@@ -97,6 +105,9 @@ def _lines(
       if not unfit
       else f'Not fitting: {", ".join(_short(cell) for cell in unfit)}.'
   )
+  if changed:
+    names = ', '.join(_short(cell) for cell in changed)
+    yield f'{CHANGED}{names}.'
   for step, title in _STEPS.items():
     rows = {cell: r for cell, r in known.items() if cell.step == step}
     if rows:

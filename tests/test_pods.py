@@ -22,7 +22,13 @@ def test_the_page_is_that_of_the_stored_reports(pods):
   assert len({cell.name for cell in cells}) == len(cells)
   known = {cell.name for cell in cells}
   assert {path.stem for path in pods.DIRECTORY.glob('*.json')} <= known
-  assert pods.PAGE.read_text() == pods.pods_page.page(cells, pods.stored)
+  # Which gin files have changed since takes long to find out.
+  lines = [
+      line
+      for line in pods.PAGE.read_text().splitlines(keepends=True)
+      if not line.startswith(pods.pods_page.CHANGED)
+  ]
+  assert ''.join(lines) == pods.pods_page.page(cells, pods.stored)
 
 
 def test_what_does_not_fit_or_is_missing_is_said(pods):
@@ -46,9 +52,10 @@ def test_what_does_not_fit_or_is_missing_is_said(pods):
 
 
 @pytest.mark.slow
-def test_the_stored_reports_are_of_the_gin_files_as_they_are(pods):
+def test_the_page_says_which_reports_are_older_than_their_gin_files(pods):
+  text = pods.PAGE.read_text()
+  told = ''.join(re.findall(f'^{pods.pods_page.CHANGED}(.*)$', text, re.M))
   for cell in pods.cells():
-    stored = pods.stored(cell)
-    if stored is not None:
-      assert stored['config'] == pods.config_hash(cell), cell.name
-      assert stored['command'] == cell.command
+    if cell.path.exists():
+      name = f'{cell.head}_{cell.recipe} on {cell.topology} ({cell.step})'
+      assert (name in told) != pods.is_current(cell), name
