@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import difflib
 import inspect
+import pkgutil
 import re
 import sys
 from typing import Any
@@ -27,6 +28,7 @@ _UNKNOWN_PARAMETER = re.compile(
 _UNKNOWN_CONFIGURABLE = re.compile(
     r"No configurable matching (?:reference )?'@?(?P<name>[\w./]+)"
 )
+_UNKNOWN_MODULE = re.compile(r"No module named '(?P<name>[\w.]+)'")
 _UNSET_MACRO = re.compile(
     r"In call to configurable 'macro'.* in scope '(?P<name>\w+)'"
 )
@@ -91,6 +93,7 @@ def parse_gin_flags(
 
   Raises:
     FileNotFoundError: if a file is in none of the search paths.
+    ImportError: for a module that is not there, with its place and the nearest.
     ValueError: for what gin cannot read, for an unknown name, with its place
       and the nearest known ones, or for what `macro_check` and `config_check`
       find in a configuration that is to be final.
@@ -112,6 +115,8 @@ def parse_gin_flags(
       gin.finalize()
   except (NameError, AttributeError, ValueError) as error:
     raise ValueError(explain(error)) from error
+  except ImportError as error:
+    raise ImportError(explain(error)) from error
   _parsed_files[:] = gin_files
   _parsed_bindings[:] = gin_bindings
   logging.info('Gin configuration:\n%s', get_gin_config_str())
@@ -157,7 +162,21 @@ def _near_names(text: str) -> list[str]:
         match['name'].rsplit('.', 1)[-1], short, n=3, cutoff=0.5
     )
     return [short[name] for name in near]
+  if match := _UNKNOWN_MODULE.search(text):
+    return _near_modules(match['name'])
   return []
+
+
+def _near_modules(name: str) -> list[str]:
+  """Returns names of modules like an unknown one, beside it."""
+  parent, _, last = name.rpartition('.')
+  # None for what lies on the path itself.
+  paths = getattr(sys.modules.get(parent), '__path__', None)
+  if parent and paths is None:
+    return []
+  known = [module.name for module in pkgutil.iter_modules(paths)]
+  near = difflib.get_close_matches(last, known, n=3, cutoff=0.6)
+  return [f'{parent}.{found}' if parent else found for found in near]
 
 
 def _parameters(selector: str) -> list[str]:

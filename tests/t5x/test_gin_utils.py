@@ -79,6 +79,20 @@ def test_unknown_names_are_told_with_the_nearest_and_the_line(
   assert 'run.gin' in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ('line', 'near'),
+    [
+        ('from t5x import learning_rate', 't5x.learning_rates'),
+        ('import seqoi', 'seqio'),
+    ],
+)
+def test_unknown_modules_are_told_with_the_nearest(tmp_path, line, near):
+  with pytest.raises(ImportError) as error:
+    parse(tmp_path, line)
+  assert 'run.gin", line 2' in str(error.value)
+  assert near in str(error.value).split('Nearest known names: ')[1]
+
+
 def test_an_unknown_name_on_the_command_line_has_near_ones_too(tmp_path):
   with pytest.raises(ValueError, match='create_learning_rate_scheduler'):
     parse(tmp_path, RATE, 'create_learning_rate_schedulr.warmup_steps = 2')
