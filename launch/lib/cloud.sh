@@ -58,7 +58,7 @@ request_state() {
 # Refuses a node of this name that this job did not make.
 check_is_ours() {
   local found
-  found=$(_field tpu-vm 'acceleratorType.basename(),labels.pixel-llm-job')
+  found=$(_field tpu-vm 'acceleratorType.basename(),labels.pixel_llm_job')
   [[ $found == "${TPU[accelerator_type]}"$'\t'"${JOB[name]}" ]] ||
     die "${JOB[name]} in ${JOB[zone]} is '$found', not a ${TPU[accelerator_type]} that this job made. Give the job another name, or remove it by hand."
 }
@@ -149,7 +149,7 @@ _make_or_wait() {
 _create() {
   local flags=("--zone=${JOB[zone]}" "--project=${JOB[project]}"
     "--accelerator-type=${TPU[accelerator_type]}"
-    "--labels=pixel-llm-job=${JOB[name]}")
+    "--labels=pixel_llm_job=${JOB[name]}")
   [[ -n ${JOB[network]:-} ]] && flags+=("--network=${JOB[network]}")
   [[ -n ${JOB[service_account]:-} ]] &&
     flags+=("--service-account=${JOB[service_account]}")
