@@ -205,17 +205,33 @@ def write_shard(job: Job, progress: Callable[[], None]) -> Shard:
   )
 
 
+def read_side_file(path: pathlib.Path) -> Shard | None:
+  """Reads what the side file of a shard tells.
+
+  Args:
+    path: of the shard.
+
+  Returns:
+    The shard; None if there is no side file, or a damaged or older one.
+  """
+  try:
+    text = side_file(path).read_text(encoding='utf-8')
+    return Shard.from_json(json.loads(text))
+  except FileNotFoundError:
+    return None
+  # No JSON, no UTF-8, or another shape of it.
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return None
+
+
 def kept_shard(job: Job) -> Shard | None:
   """The shard of an earlier run, if it is whole and of the same input."""
-  side = side_file(job.path)
-  if not job.path.exists() or not side.exists():
+  shard = read_side_file(job.path)
+  if shard is None or not job.path.exists():
     return None
-  stored = json.loads(side.read_text(encoding='utf-8'))
-  if stored['fingerprint'] != job.fingerprint:
+  if shard.fingerprint != job.fingerprint:
     return None
-  if stored['sha256'] != file_sha256(job.path):
-    return None
-  return Shard.from_json(stored)
+  return shard if shard.sha256 == file_sha256(job.path) else None
 
 
 def finish_shard(directory: pathlib.Path, shard: Shard) -> None:

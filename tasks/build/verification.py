@@ -5,7 +5,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import io
-import json
 import multiprocessing
 import pathlib
 from typing import Any
@@ -156,9 +155,9 @@ def _check_shard(split: pathlib.Path, row: dict[str, Any]) -> _Checked:
   content = path.read_bytes()
   numbers = list(range(row['num_records']))
   if hashlib.sha256(content).hexdigest() != row['sha256']:
-    side = _side_file(path, row)
-    if side is None:
-      detail = f'no {shard_files.side_file(path).name} tells which record'
+    side = shard_files.read_side_file(path)
+    if side is None or side.sha256 != row['sha256']:
+      detail = f'no whole {shard_files.side_file(path).name} tells which record'
       fault('hash_differs', detail)
       return checked
     damaged = _damaged_parts(content, side)
@@ -191,19 +190,6 @@ def _check_shard(split: pathlib.Path, row: dict[str, Any]) -> _Checked:
   except RuntimeError as e:
     fault('unreadable', str(e))
   return checked
-
-
-def _side_file(
-    path: pathlib.Path, row: dict[str, Any]
-) -> shard_files.Shard | None:
-  """What the side file tells, if it is there and of the manifest's shard."""
-  side = shard_files.side_file(path)
-  if not side.exists():
-    return None
-  stored = json.loads(side.read_text(encoding='utf-8'))
-  if stored['sha256'] != row['sha256']:
-    return None
-  return shard_files.Shard.from_json(stored)
 
 
 def _damaged_parts(content: bytes, side: shard_files.Shard) -> list[int]:

@@ -120,6 +120,12 @@ def test_finished_shards_are_kept_and_changed_ones_made_anew(tmp_path):
   kept = [a == b for a, b in zip(times, after)]
   assert kept == [True, False, False, True, True]
   assert not list(directory.glob('.*.tmp'))
+  # A side file that a full disk cut off is as good as none.
+  side_file = shards[3].with_suffix('.json')
+  side_file.write_bytes(side_file.read_bytes()[:100])
+  assert build.main(arguments) == 0
+  assert converted.manifest(directory) == manifest
+  assert shards[3].stat().st_mtime_ns != after[3]
   # Another picture of the same name.
   Image.new('RGB', (WIDTH, HEIGHT)).save(images / PICTURE.name)
   assert build.main(arguments) == 0

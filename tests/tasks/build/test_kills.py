@@ -89,8 +89,9 @@ def _kill_at_random(arguments, output, workers, rng):
   def finished():
     return len(list(directory.glob('data-*.json')))
 
-  # From before the first shard is begun to after the last one is there.
-  wanted = rng.randint(finished(), NUM_SHARDS)
+  # From before a shard is written to after the last one is there; the first
+  # time, two workers have begun.
+  wanted = rng.randint(min(finished() + workers, NUM_SHARDS) - 1, NUM_SHARDS)
   process = _start(arguments, output, workers)
   _wait_until(lambda: finished() >= wanted or process.poll() is not None)
   time.sleep(rng.uniform(0, 0.03))
@@ -107,8 +108,9 @@ def _convert_with_kills(kills, arguments, whole, tmp_path, rng):
   while killed < kills:
     output = tmp_path / str(round_number)
     round_number += 1
-    for _ in range(min(4, kills - killed)):
-      killed += _kill_at_random(arguments, output, rng.choice((1, 2)), rng)
+    for number in range(min(4, kills - killed)):
+      workers = 2 - number % 2
+      killed += _kill_at_random(arguments, output, workers, rng)
     assert build.main([*arguments, '--output', str(output)]) == 3
     assert _files(output / 'train') == whole
     shutil.rmtree(output)
