@@ -162,7 +162,8 @@ def to_mesh_axes(
       raise ValueError(
           f'{name}: axis {axis!r} of size {size} does not divide over the'
           f' {parts} parts of mesh axis {mesh_axis!r}. Pad it to'
-          f' {-(-size // parts) * parts}, add the rule ({axis!r}, None), or use'
+          f' {-(-size // parts) * parts}, add the rule ({axis!r}, None), for'
+          ' this part of the model alone in PjitPartitioner.tower_rules, or use'
           ' fewer partitions.'
       )
   return spec

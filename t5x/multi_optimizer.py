@@ -7,6 +7,7 @@ import flax
 from flax.traverse_util import ModelParamTraversal
 import jax
 import jax.numpy as jnp
+import optax
 
 from t5x import param_patterns
 from t5x.optimizer_def import Optimizer
@@ -42,6 +43,8 @@ class MultiOptimizer(OptimizerDef):
   Attributes:
     traversals: which parameters each optimizer owns; each owns some.
     sub_optimizers: the optimizer definitions, in the same order.
+    clip_norm: largest norm of the gradients of all parts together; a part's own
+      clipping sees that part alone.
   """
 
   def __init__(
@@ -52,12 +55,14 @@ class MultiOptimizer(OptimizerDef):
               OptimizerDef,
           ]
       ],
+      clip_norm: float | None = None,
   ):
     if not traversals_and_optimizers:
       raise ValueError(
           'MultiOptimizer needs at least one (ModelParamTraversal, optimizer).'
       )
     self.traversals, self.sub_optimizers = zip(*traversals_and_optimizers)
+    self.clip_norm = clip_norm
     super().__init__(self.update_hyper_params())
     if any(hasattr(sub, 'set_param_axes') for sub in self.sub_optimizers):
       # Only then is the method there: it makes `params_axes` a must.
@@ -146,6 +151,8 @@ class MultiOptimizer(OptimizerDef):
   ) -> tuple[Any, OptimizerState]:
     """Updates each part with its optimizer; see the base class."""
     owners = self._owners(params)
+    if self.clip_norm is not None:
+      grads = self._clipped(grads, params)
     states = self._split(owners, state.param_states)
     new_params, new_states = params, []
     for i, sub in enumerate(self.sub_optimizers):
@@ -164,6 +171,16 @@ class MultiOptimizer(OptimizerDef):
       )
     param_states = _join(owners, tuple(new_states))
     return new_params, OptimizerState(state.step + 1, param_states)
+
+  def _clipped(self, grads: Any, params: Any) -> Any:
+    """Scales the gradients of what trains down to `clip_norm`."""
+    trained = jax.tree.map(
+        lambda trains, grad: grad if trains else None,
+        self.trainable_mask(params),
+        grads,
+    )
+    clip = optax.clip_by_global_norm(self.clip_norm)
+    return clip.update(trained, clip.init(trained))[0]
 
   def derive_logical_axes(
       self, optimizer: Optimizer, param_logical_axes: Any

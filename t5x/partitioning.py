@@ -41,6 +41,7 @@ from t5x.mesh import get_gpu_mesh
 from t5x.mesh import get_mesh
 from t5x.mesh import platform
 from t5x.state_axes import AxisNames
+from t5x.state_axes import TowerRules
 from t5x.state_axes import is_spec
 from t5x.state_axes import mesh_axes_of_state
 
@@ -376,6 +377,7 @@ class PjitPartitioner(BasePjitPartitioner):
       ici_mesh_shape: Sequence[int] | None = None,
       dcn_mesh_shape: Sequence[int] | None = None,
       logical_axis_rules: LogicalAxisRules | None = None,
+      tower_rules: TowerRules = (),
   ):
     """Checks layout and rules.
 
@@ -387,6 +389,9 @@ class PjitPartitioner(BasePjitPartitioner):
       ici_mesh_shape: see the base class.
       dcn_mesh_shape: see the base class.
       logical_axis_rules: rules in priority order, by default the standard ones.
+      tower_rules: pairs of a regular expression, searched in parameters' names,
+        and rules that replace those of the same logical names there. They place
+        parameters and moments; activations keep the common rules.
 
     Raises:
       ValueError: for an incomplete layout.
@@ -408,6 +413,7 @@ class PjitPartitioner(BasePjitPartitioner):
     self._logical_axis_rules = tuple(
         (name, axis) for name, axis in logical_axis_rules
     )
+    self._tower_rules = tuple(tower_rules)
 
   @property
   def logical_axis_rules(self) -> LogicalAxisRules:
@@ -424,12 +430,14 @@ class PjitPartitioner(BasePjitPartitioner):
       The state of specs, as `partition` takes it.
 
     Raises:
-      ValueError: if a parameter's axes have no rule or do not divide evenly;
-        the message names the parameter.
+      ValueError: if a parameter's axes have no rule or do not divide evenly,
+        and the message names the parameter; or if a pattern of the tower rules
+        matches none.
     """
     return mesh_axes_of_state(
         train_state,
         self.get_logical_axes(train_state),
         self._logical_axis_rules,
         dict(self.mesh.shape),
+        self._tower_rules,
     )

@@ -7,9 +7,14 @@ import jax
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from t5x import param_patterns
 from t5x.axis_rules import LogicalAxisRules
 from t5x.axis_rules import check_rules
 from t5x.axis_rules import to_mesh_axes
+from t5x.axis_rules import update_logical_axis_rules
+
+# Pairs of a pattern of parameter names and rules that replace others there.
+TowerRules = Sequence[tuple[str, LogicalAxisRules]]
 
 
 class AxisNames(tuple):
@@ -33,6 +38,7 @@ def mesh_axes_of_state(
     logical_axes: Any,
     rules: LogicalAxisRules,
     mesh_shape: Mapping[str, int],
+    tower_rules: TowerRules = (),
 ) -> Any:
   """Turns the logical axes of a train state into mesh axes.
 
@@ -41,15 +47,23 @@ def mesh_axes_of_state(
     logical_axes: the state with logical axis names (or None) for arrays.
     rules: from logical names to mesh axes, in priority order.
     mesh_shape: size by mesh axis.
+    tower_rules: other rules for the logical names of some parameters, and of
+      their moments.
 
   Returns:
     The state with a PartitionSpec (or None, replicated) for each array.
 
   Raises:
-    ValueError: if a parameter's axes have no rule or do not divide evenly; the
-      message names the parameter.
+    ValueError: if a parameter's axes have no rule or do not divide evenly, and
+      the message names the parameter; or if a pattern of `tower_rules` matches
+      no parameter, or two the same one.
   """
   check_rules(rules, mesh_shape)
+  rules_of = _RulesOfParameter(
+      rules, tower_rules, param_patterns.param_names(train_state.params)
+  )
+  for _, updates in tower_rules:
+    check_rules(updates, mesh_shape)
   shapes = {
       path: np.shape(leaf)
       for path, leaf in jax.tree_util.tree_leaves_with_path(train_state)
@@ -57,7 +71,7 @@ def mesh_axes_of_state(
 
   def mesh_axes(path, spec):
     name, shape = _leaf_name(path), shapes.get(path)
-    return to_mesh_axes(name, spec, shape, rules, mesh_shape)
+    return to_mesh_axes(name, spec, shape, rules_of(name), mesh_shape)
 
   # Parameters first, so that an error names the parameter and not a moment.
   prefix = _params_path(train_state)
@@ -70,6 +84,45 @@ def mesh_axes_of_state(
       mesh_axes, logical_axes, is_leaf=is_spec
   )
   return _complete_mutables(axes, train_state)
+
+
+class _RulesOfParameter:
+  """Gives the rules of every array of a train state, by its name."""
+
+  def __init__(
+      self,
+      rules: LogicalAxisRules,
+      tower_rules: TowerRules,
+      names: Sequence[str],
+  ):
+    self._rules, self._names = rules, frozenset(names)
+    self._patterns = param_patterns.match(
+        names, [pattern for pattern, _ in tower_rules], 'tower_rules'
+    )
+    self._rules_by_pattern = {
+        pattern: update_logical_axis_rules(rules, updates)
+        for pattern, updates in tower_rules
+    }
+
+  def __call__(self, name: str) -> LogicalAxisRules:
+    """Returns the rules of a parameter, or of what belongs to one."""
+    if not self._patterns:
+      return self._rules
+    pattern = self._patterns.get(self._parameter(name))
+    return self._rules if pattern is None else self._rules_by_pattern[pattern]
+
+  def _parameter(self, name: str) -> str:
+    """Returns the parameter that a moment belongs to; '' for none.
+
+    `state/param_states/0/mu/head/kernel` ends with it; Adafactor's
+    `state/param_states/head/kernel/m` has a slot behind it.
+    """
+    for words in (name.split('/'), name.split('/')[:-1]):
+      for start in range(len(words)):
+        found = '/'.join(words[start:])
+        if found in self._names:
+          return found
+    return ''
 
 
 def _params_path(train_state: Any) -> tuple[Any, ...]:

@@ -337,3 +337,31 @@ def test_groups_by_pattern_train_alike_and_name_a_misspelt_pattern():
     groups('bias$', 'haed/k').create(_params())
   with pytest.raises(ValueError, match=r"'head\(' is not a regular"):
     groups('head(')
+
+
+def test_clipping_goes_by_the_norm_of_all_groups_together():
+  def step(clip_norm):
+    definition = optimizers.MultiOptimizer(
+        [
+            (_traversal('head/kernel'), optimizers.sgd(1.0)),
+            (_traversal('head/bias'), optimizers.sgd(10.0)),
+        ],
+        clip_norm=clip_norm,
+    )
+    grads = {
+        # Frozen: it is in no group and does not count.
+        'embedder': {'kernel': jnp.full((4, 3), 100.0)},
+        'head': {
+            'kernel': jnp.array([[3.0, 0.0], [0.0, 0.0], [0.0, 0.0]]),
+            'bias': jnp.array([0.0, 4.0]),
+        },
+    }
+    new = definition.create(_params()).apply_gradient(grads).target
+    return jax.tree.map(lambda a, b: np.asarray(a - b), _params(), new)
+
+  # The norm is 5: clipped to 1, all gradients are a fifth.
+  clipped, whole = step(1.0), step(10.0)
+  np.testing.assert_allclose(clipped['head']['kernel'][0, 0], 0.6, rtol=1e-6)
+  np.testing.assert_allclose(clipped['head']['bias'], [0.0, 8.0], rtol=1e-6)
+  np.testing.assert_allclose(whole['head']['bias'], [0.0, 40.0], rtol=1e-6)
+  assert not clipped['embedder']['kernel'].any()
