@@ -279,7 +279,7 @@ renew() {
 
 logs() {
   local worker_id
-  mkdir -p "logs/${JOB[name]}"
+  [[ $DRY_RUN == yes ]] || mkdir -p "logs/${JOB[name]}"
   for ((worker_id = 0; worker_id < TPU[hosts]; worker_id++)); do
     cloud compute tpus tpu-vm scp \
       "${JOB[name]}:$run_directory/log" \
@@ -292,7 +292,7 @@ logs() {
 profile() {
   cloud storage ls "${JOB[model_dir]}/profile" >/dev/null 2>&1 ||
     { say 'no profile: --profile_steps makes one.' && return; }
-  mkdir -p "profiles/${JOB[name]}"
+  [[ $DRY_RUN == yes ]] || mkdir -p "profiles/${JOB[name]}"
   cloud storage cp --recursive "${JOB[model_dir]}/profile" "profiles/${JOB[name]}"
 }
 

@@ -410,6 +410,9 @@ def test_a_dry_run_prints_every_call_and_makes_none(world):
       *['storage cp', 'tpu-vm delete'],
   ]
   assert SECRET not in result.stderr
+  assert {p.name for p in world.directory.iterdir()} == {
+      *('repo', 'cloud', 'bin', 'a.job')
+  }
 
 
 @pytest.mark.parametrize(
