@@ -236,7 +236,7 @@ def main(name, form, which):
   report = {'loss': whole[0], 'meshes': {}}
   references = {1: whole}
   for number in MICROBATCHES[which]:
-    if number > 1:
+    if number > 1 and which == 'all':
       found = loss_and_grads(model, state, batch, one, number)
       # With a box decoder a loss is a mean of a microbatch: see `objective`.
       references[number] = found if name == 'densecap' else whole
@@ -246,7 +246,7 @@ def main(name, form, which):
       }
   for mesh, partitioner in partitioners(which):
     for number in MICROBATCHES[which]:
-      want = references[number]
+      want = references.get(number, whole)
       loss, grads, cut = loss_and_grads(
           model, state, batch, partitioner, number
       )

@@ -30,10 +30,10 @@ class OneDevice(partitioning.PjitPartitioner):
   )
 
 
-def losses(partitioner, **kwargs):
+def losses(partitioner):
   """Trains; returns the losses and the trainer."""
   model = tiny_regression.Regression(tiny_regression.optimizer())
-  trainer = tiny_regression.trainer(model, partitioner=partitioner, **kwargs)
+  trainer = tiny_regression.trainer(model, partitioner=partitioner)
   batches = tiny_regression.batches(STEPS)
   values = [
       float(trainer.train(batches, 1).result()['loss'].value)
@@ -59,32 +59,23 @@ def main() -> None:
   partitioner = partitioning.PjitPartitioner
   both = {'model_parallel_submesh': (1, 1, 1, 2)}
   runs = {
-      'default': (partitioner(num_partitions=1), {}),
-      'data': (partitioner(model_parallel_submesh=(1, 1, 1, 1)), {}),
-      'both': (partitioner(**both), {}),
-      'both, embed over data': (
-          partitioner(
-              **both,
-              logical_axis_rules=partitioning.standard_logical_axis_rules(
-                  parameter_partitioning_dims=2
-              ),
+      'default': partitioner(num_partitions=1),
+      'data': partitioner(model_parallel_submesh=(1, 1, 1, 1)),
+      'both': partitioner(**both),
+      'both, embed over data': partitioner(
+          **both,
+          logical_axis_rules=partitioning.standard_logical_axis_rules(
+              parameter_partitioning_dims=2
           ),
-          {},
       ),
-      'both, microbatches': (partitioner(**both), {'num_microbatches': 2}),
-      'replicas': (
-          partitioner(
-              num_partitions=2,
-              ici_mesh_shape=(2, 2, 2),
-              dcn_mesh_shape=(1, 1, 1),
-          ),
-          {},
+      'replicas': partitioner(
+          num_partitions=2, ici_mesh_shape=(2, 2, 2), dcn_mesh_shape=(1, 1, 1)
       ),
   }
   report = {'losses': {}, 'meshes': {}, 'kernel_shards': {}}
   report['losses']['one device'], _ = losses(OneDevice(num_partitions=1))
-  for name, (placed, kwargs) in runs.items():
-    report['losses'][name], trainer = losses(placed, **kwargs)
+  for name, placed in runs.items():
+    report['losses'][name], trainer = losses(placed)
     report['meshes'][name] = dict(placed.mesh.shape)
     kernel = trainer.train_state.params[tiny_regression.FROZEN]['kernel']
     report['kernel_shards'][name] = kernel.addressable_shards[0].data.shape

@@ -348,7 +348,7 @@ def eight_devices():
 
 def test_every_mesh_of_eight_devices_gives_the_loss_of_one(eight_devices):
   one = eight_devices['losses'].pop('one device')
-  assert len(eight_devices['losses']) == 6
+  assert len(eight_devices['losses']) == 5
   for name, losses in eight_devices['losses'].items():
     np.testing.assert_allclose(losses, one, rtol=1e-5, err_msg=name)
 
@@ -359,7 +359,6 @@ def test_eight_devices_shard_as_the_rules_say(eight_devices):
       'data': {'data': 8, 'model': 1},
       'both': {'data': 4, 'model': 2},
       'both, embed over data': {'data': 4, 'model': 2},
-      'both, microbatches': {'data': 4, 'model': 2},
       'replicas': {'replica': 2, 'data': 2, 'model': 2},
   }
   assert eight_devices['kernel_shards'] == {
@@ -367,7 +366,6 @@ def test_eight_devices_shard_as_the_rules_say(eight_devices):
       'data': [8, 8],
       'both': [8, 4],
       'both, embed over data': [2, 4],
-      'both, microbatches': [8, 4],
       'replicas': [8, 4],
   }
 
