@@ -1,5 +1,8 @@
 """The rules of `gin/mesh`: they add to every run, and cut every model."""
 
+import ast
+import re
+
 from flax import traverse_util
 import pytest
 import recipe_files
@@ -22,7 +25,7 @@ PARSED = [
 # By mesh file: (data, model) of the smallest and the largest mesh it is for.
 SHAPES = {
     'data': [(1, 1), (512, 1)],
-    'fsdp': [(8, 2), (32, 2), (64, 2)],
+    'fsdp': [(8, 2), (32, 2), (256, 2)],
     'v4': [(16, 1), (512, 1)],
     'v5e': [(8, 2), (128, 2)],
     'v5p': [(32, 1)],
@@ -78,10 +81,23 @@ def test_every_mesh_divides_every_parameter(run):
         *dims, axes.additional_rules()
     )
     partitions = gin.query_parameter('%NUM_PARTITIONS')
+    towers = recipe_files.bindings().get(
+        '/t5x.partitioning.PjitPartitioner.tower_rules', '()'
+    )
     for data, model in shapes:
       assert model == partitions, mesh
       for name, (logical, shape) in found.items():
+        updates = [
+            update
+            for pattern, updates in ast.literal_eval(towers)
+            if re.search(pattern, name)
+            for update in updates
+        ]
         # Raises for a size that does not divide.
         axis_rules.to_mesh_axes(
-            name, logical, shape, rules, {'data': data, 'model': model}
+            name,
+            logical,
+            shape,
+            axis_rules.update_logical_axis_rules(rules, updates),
+            {'data': data, 'model': model},
         )
