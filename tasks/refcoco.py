@@ -147,6 +147,7 @@ def finish_rows(
     vocabulary: seqio.Vocabulary,
     with_masks: bool,
     context_prefix: str = CONTEXT_PREFIX,
+    caption_weight: float = 0.0,
 ) -> dict[str, tf.Tensor]:
   """Decodes the picture and the drawn masks, and makes the features.
 
@@ -156,6 +157,8 @@ def finish_rows(
     vocabulary: of text and context.
     with_masks: whether to yield masks.
     context_prefix: stands before the expression in the context.
+    caption_weight: 1 if the expressions join the caption loss; they are given,
+      so no recipe learns them.
 
   Returns:
     The task features, and what `postprocess` needs.
@@ -174,7 +177,7 @@ def finish_rows(
       ),
       'boxes': view.boxes(example['boxes_orig']),
       'points': tf.zeros([rows, sizes['T'], sizes['P'], 2], tf.float32),
-      **outputs.loss_fields(rows, point=1.0),
+      **outputs.loss_fields(rows, caption=caption_weight, point=1.0),
   }
   if with_masks:
     masks = view.masks(
