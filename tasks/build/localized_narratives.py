@@ -18,9 +18,10 @@ RefA: google/localized-narratives, description of the file format.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-import hashlib
 import json
+import marshal
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ NUM_SAMPLES = 16
 _LEAST_DURATION = 1e-5
 
 _FIELDS = ('image_id', 'annotator_id', 'caption', 'timed_caption', 'traces')
+# Within a text of JSON the quotes would be escaped.
+_PLAIN_ID = re.compile(rb'"image_id"\s*:\s*"?(\d+)"?\s*[,}]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,6 @@ def read_split(
   """
   tally = reports.Tally()
   images: dict[int, ImageLines] = {}
-  seen: set[bytes] = set()
   for file in files:
     tally.read['file'] += 1
     try:
@@ -123,7 +125,7 @@ def read_split(
     for line, text in _lines(file):
       tally.read['narrative'] += 1
       try:
-        image_id = _index(text, seen)
+        image_id = _index(text)
       except NarrativeError as e:
         tally.reject('narrative', line, e.args[0], str(file), e.args[1])
         continue
@@ -184,32 +186,58 @@ def _check_kind(file: pathlib.Path) -> None:
   raise kinds.WrongKindError(kinds.NARRATIVES, found)
 
 
-def _index(text: bytes, seen: set[bytes]) -> int:
-  """The image id of a narrative that has all fields and is not there yet."""
+def _index(text: bytes) -> int:
+  """The image id of a line.
+
+  One process reads all lines, so parsing is left to those that convert but
+  for lines without a plain id.
+  """
+  plain = _PLAIN_ID.search(text)
+  if plain:
+    return int(plain[1])
+  image_id = _parse(text)['image_id']
+  try:
+    return int(image_id)
+  except (TypeError, ValueError):
+    raise NarrativeError('bad_id', f'image_id is {image_id!r}') from None
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+  """A narrative that has all fields."""
   try:
     narrative = json.loads(text)
   except (json.JSONDecodeError, UnicodeDecodeError) as e:
     raise NarrativeError('bad_json', str(e)) from e
+  if not isinstance(narrative, dict):
+    raise NarrativeError('bad_json', f'found {narrative!r}'[:80])
   missing = [name for name in _FIELDS if name not in narrative]
   if missing:
     raise NarrativeError('missing_field', f'{missing} not there')
+  return narrative
+
+
+def _read(line: Line, seen: set[bytes]) -> dict[str, Any]:
+  """A narrative that its picture does not have yet."""
+  with open(line.file, 'rb') as f:
+    f.seek(line.offset)
+    narrative = _parse(f.readline())
+  annotator_id = narrative['annotator_id']
   try:
-    image_id = int(narrative['image_id'])
+    int(annotator_id)
   except (TypeError, ValueError):
-    raise NarrativeError(
-        'bad_id', f'image_id is {narrative["image_id"]!r}'
-    ) from None
+    detail = f'annotator_id is {annotator_id!r}'
+    raise NarrativeError('bad_id', detail) from None
   # A narrator may describe a picture twice, but not to the millisecond.
-  content = json.dumps([image_id, *(narrative[name] for name in _FIELDS[1:])])
-  key = hashlib.sha256(content.encode()).digest()
-  if key in seen:
+  # Version 2 writes equal values alike, whether they are one object or two.
+  content = marshal.dumps([narrative[name] for name in _FIELDS[1:]], 2)
+  if content in seen:
     raise NarrativeError(
         'duplicate',
-        f'image {image_id}, annotator {narrative["annotator_id"]}: the same'
-        ' words and trace as on an earlier line',
+        f'annotator {annotator_id}: the same words and trace as'
+        ' on an earlier line',
     )
-  seen.add(key)
-  return image_id
+  seen.add(content)
+  return narrative
 
 
 def convert_image(image: ImageLines) -> shards.Converted:
@@ -235,11 +263,10 @@ def convert_image(image: ImageLines) -> shards.Converted:
   file = str(image.path)
   pictures.note_oddities(picture, image.path, image.image_id, (), tally)
   narratives = []
+  seen: set[bytes] = set()
   for line in image.lines:
-    with open(line.file, 'rb') as f:
-      f.seek(line.offset)
-      narrative = json.loads(f.readline())
     try:
+      narrative = _read(line, seen)
       trace = _integrate_narrative(narrative, line, tally)
     except NarrativeError as e:
       tally.reject('narrative', line, e.args[0], str(line.file), e.args[1])

@@ -357,10 +357,13 @@ def test_bad_narratives_are_reported_and_the_rest_converted(
       {**good, 'annotator_id': 7, 'image_id': '99'},
       {**good, 'annotator_id': 8, 'image_id': 'x'},
       {k: v for k, v in good.items() if k != 'traces'},
+      {**good, 'annotator_id': 'y'},
+      {**good, 'annotator_id': 10, 'caption': 'of "image_id": "7", a dog'},
   ]
   file = tmp_path / 'ln.jsonl'
   text = '\n'.join(json.dumps(line) for line in lines)
-  file.write_text(text + '\n\n{"image_id": "1", "capt\n')
+  # The second breaks off before its id, so that no picture is to blame.
+  file.write_text(text + '\n\n{"image_id": "1", "capt\n{"image_id": "1\n[1]\n')
   status = build.main(
       [
           'ln',
@@ -376,11 +379,11 @@ def test_bad_narratives_are_reported_and_the_rest_converted(
   directory = tmp_path / 'out' / 'train'
   converted.assert_adds_up(directory)
   assert converted.manifest(directory)['counts']['narrative'] == {
-      'read': 11,
-      'written': 2,
-      'rejected': 9,
+      'read': 15,
+      'written': 3,
+      'rejected': 12,
       'repaired': 1,
-      'noted': 0,
+      'noted': 1,
   }
   reasons = {
       n['id'].partition(':')[2]: n['reason']
@@ -396,11 +399,14 @@ def test_bad_narratives_are_reported_and_the_rest_converted(
       '8': 'image_missing',
       '9': 'bad_id',
       '10': 'missing_field',
-      '12': 'bad_json',
+      '11': 'bad_id',
+      '14': 'bad_json',
+      '15': 'bad_json',
+      '16': 'bad_json',
   }
   [record] = converted.records(directory)
   captions = [c.decode() for c in record['caption/string'].bytes_list.value]
-  assert captions == [good['caption']] * 2
+  assert captions == [good['caption']] * 2 + [lines[11]['caption']]
 
 
 def test_real_traces_integrate_within_the_recorded_span(tmp_path):
