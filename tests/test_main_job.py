@@ -59,9 +59,15 @@ def run(module, *args, data_dir):
 
 
 def train(recipe, model_dir, data_dir, **bindings):
+  return train_file(
+      f'gin/pixel_llm_tiny_{recipe}.gin', model_dir, data_dir, **bindings
+  )
+
+
+def train_file(gin_file, model_dir, data_dir, **bindings):
   return run(
       't5x.train',
-      f'--gin_file=gin/pixel_llm_tiny_{recipe}.gin',
+      f'--gin_file={gin_file}',
       f"--gin.MODEL_DIR='{model_dir}'",
       *(f'--gin.{name}={value!r}' for name, value in bindings.items()),
       data_dir=data_dir,
@@ -180,3 +186,19 @@ def test_the_report_shows_every_sample_in_one_file(runs, data_dir, tmp_path):
   assert 'http://' not in page.split('Picture credits')[0]
   assert page.count('data:image/jpeg;base64') >= 16
   assert '113 of 113' in page and '17 of 17' in page
+
+
+@pytest.mark.slow
+def test_a_run_with_the_bert_head_is_scored_in_word_pieces(data_dir, tmp_path):
+  settings = {k: v for k, v in SHALLOW.items() if 't5_text_head' not in k}
+  train_file('tests/tiny_bert.gin', tmp_path, data_dir, **settings)
+  scores = tmp_path / 'inference_eval/ln_sample_trace_bert-metrics.jsonl'
+  assert metrics(scores, 'num_trace_examples') == {4: 17.0}
+  assert 0 < metrics(scores, 'trace_l1')[4] < 2
+  [path] = tmp_path.glob('inference_eval/*-predictions-000004.json')
+  for row in json.loads(path.read_text()):
+    words = [word['word'] for word in row['truth']['trace']]
+    text = ''.join(row['truth']['text'].lower().split())
+    # The caption as far as its tokens fit, in whole words.
+    assert words and text.startswith(''.join(words[:-1]))
+    assert len(row['trace']) == len(row['caption'].split())
