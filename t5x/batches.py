@@ -236,6 +236,12 @@ class TrainIterator(dataset_iterator.PeekableDatasetIterator):
       place = self._it.place - self._it.stream.batch_size * self._num_ahead
     return self._it.stream.scalars(place)
 
+  def waits(self) -> list[tuple[str, float]]:
+    """Returns what is being read, and since how many seconds, if it knows."""
+    # Without the lock, which whoever waits for a batch holds.
+    stream = getattr(self._it, 'stream', None)
+    return [] if stream is None else stream.waits()
+
   @property
   def _num_ahead(self) -> int:
     return int(self._ahead is not None)

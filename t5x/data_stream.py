@@ -16,6 +16,10 @@ A SeqIO source takes part by the attribute `reads_places = True`: if its
 each of those places, where place p stands for place p % num_records of epoch
 p // num_records. Tasks that shuffle in a buffer, or drop or add examples, keep
 the default streams.
+
+A source may also tell `num_skipped(split)`, how many examples it had to replace
+by blank ones since the process began, and `waits(split)`, pairs of what it is
+reading and since how many seconds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +34,10 @@ from etils import epath
 import numpy as np
 import seqio
 import tensorflow as tf
+
+# Skipped examples are a share of those taken, and of no fewer than these: the
+# first bad record of a run does not end it.
+_LEAST_TAKEN = 1000
 
 # Draws of a mixture after which its order of tasks comes again.
 _CYCLE = 2**16
@@ -206,6 +214,9 @@ class Stream:
     names: the tasks.
     schedule: how a mixture draws them, None for a single task.
     sizes: records of each task, None where its source does not tell.
+    sources: of the tasks.
+    split: what is read of them.
+    max_skipped_share: of the examples this host takes, how many may be skipped.
   """
 
   open: Callable[[int, int], tf.data.Dataset]
@@ -214,6 +225,9 @@ class Stream:
   names: Sequence[str]
   schedule: Schedule | None
   sizes: Sequence[int | None]
+  sources: Sequence[Any]
+  split: str
+  max_skipped_share: float
 
   def scalars(self, place: int) -> dict[str, float]:
     """Tells where a stream stands.
@@ -222,14 +236,57 @@ class Stream:
       place: how many examples have been taken.
 
     Returns:
-      `data/examples`, and epochs of each task (`data/epochs/<task>`).
+      `data/examples`, epochs of each task (`data/epochs/<task>`), and how many
+      examples this host has skipped of them (`data/skipped/<task>`).
     """
     drawn = [place] if self.schedule is None else self.schedule.drawn(place)
     scalars = {'data/examples': float(place)}
     for name, count, size in zip(self.names, drawn, self.sizes):
       if size:
         scalars[f'data/epochs/{name}'] = float(count) / size
-    return scalars
+    skipped = self._skipped().items()
+    return scalars | {f'data/skipped/{name}': float(n) for name, n in skipped}
+
+  def _skipped(self) -> dict[str, int]:
+    return {
+        name: source.num_skipped(self.split)
+        for name, source in zip(self.names, self.sources)
+        if hasattr(source, 'num_skipped')
+    }
+
+  def num_skipped(self) -> int:
+    """Returns how many examples of its tasks this process has skipped."""
+    return sum(self._skipped().values())
+
+  def check_skipped(self, skipped: int, taken: int) -> None:
+    """Checks how many examples this host has skipped.
+
+    Args:
+      skipped: how many, of
+      taken: how many.
+
+    Raises:
+      ValueError: if that is more than it may.
+    """
+    taken = max(taken, _LEAST_TAKEN)
+    if skipped > self.max_skipped_share * taken:
+      counts = ', '.join(f'{k}: {n}' for k, n in self._skipped().items() if n)
+      raise ValueError(
+          f'{skipped} of {taken} examples had to be skipped '
+          f'({counts}), more than DatasetConfig.max_skipped_share = '
+          f'{self.max_skipped_share:g}. The log names file, record and reason '
+          'of each (`Skipped …`). Build these files again; or raise the limit '
+          'to train without them.'
+      )
+
+  def waits(self) -> list[tuple[str, float]]:
+    """Returns what the sources are reading, and since how many seconds."""
+    return [
+        wait
+        for source in self.sources
+        if hasattr(source, 'waits')
+        for wait in source.waits(self.split)
+    ]
 
   def describe(self, place: int) -> str:
     """Tells in words what the global batch at a place holds.
@@ -277,6 +334,7 @@ def attach(
     split: str,
     batch_size: int,
     seed: int,
+    max_skipped_share: float,
 ) -> None:
   """Makes a data set known as a stream by places (`stream_of`).
 
@@ -289,6 +347,7 @@ def attach(
     split: the split it reads.
     batch_size: rows of the global batch.
     seed: of the order.
+    max_skipped_share: of `Stream`.
   """
   if dataset.cardinality() != tf.data.INFINITE_CARDINALITY:
     logging.warning(
@@ -306,6 +365,9 @@ def attach(
       names=[task.name for task in tasks],
       schedule=getattr(provider, 'schedule', None),
       sizes=[_size(task.source, split) for task in tasks],
+      sources=[task.source for task in tasks],
+      split=split,
+      max_skipped_share=max_skipped_share,
   )
 
 
@@ -325,6 +387,8 @@ class StreamIterator(dataset_iterator.DatasetIterator):
   def __init__(self, dataset: tf.data.Dataset):
     """Starts at place 0 of a data set that is a stream."""
     self._go_on(dataset, 0)
+    # Of this host, whatever place the stream moves to.
+    self._rows, self._skipped_before = 0, self.stream.num_skipped()
 
   def _go_on(self, dataset: tf.data.Dataset, start: int) -> None:
     stream = stream_of(dataset)
@@ -348,6 +412,9 @@ class StreamIterator(dataset_iterator.DatasetIterator):
   def __next__(self) -> Mapping[str, np.ndarray]:
     batch = next(self._batches)
     self._taken += 1
+    self._rows += len(next(iter(batch.values())))
+    skipped = self.stream.num_skipped() - self._skipped_before
+    self.stream.check_skipped(skipped, self._rows)
     return batch
 
   def reset(self) -> None:

@@ -33,6 +33,8 @@ class DatasetConfig:
     module: a module to import that registers the task or mixture.
     use_memory_cache: whether evaluation data stays in memory.
     trim_output_features: whether features are cut to their lengths.
+    max_skipped_share: of the examples a host takes for training, how many may
+      be skipped, because their records are damaged, before the run ends.
     runtime_preprocessors: for AirIO data, which this package does not read.
     num_prefetch_threads: as above.
     num_workers: as above.
@@ -50,11 +52,17 @@ class DatasetConfig:
   module: str | None = None
   use_memory_cache: bool = True
   trim_output_features: bool = True
+  max_skipped_share: float = 0.01
   runtime_preprocessors: Sequence[Any] | None = None
   num_prefetch_threads: int | None = None
   num_workers: int | None = 0
 
   def __post_init__(self):
+    if not 0 <= self.max_skipped_share <= 1:
+      raise ValueError(
+          'DatasetConfig.max_skipped_share is a share, from 0 to 1; got '
+          f'{self.max_skipped_share}.'
+      )
     for name in (
         'runtime_preprocessors',
         'num_prefetch_threads',
@@ -192,7 +200,13 @@ def get_dataset(
     dataset = dataset.batch(cfg.batch_size // num_shards, drop_remainder=True)
     if by_places:
       data_stream.attach(
-          dataset, open_at, provider, cfg.split, cfg.batch_size, seed
+          dataset,
+          open_at,
+          provider,
+          cfg.split,
+          cfg.batch_size,
+          seed,
+          cfg.max_skipped_share,
       )
     return dataset
 

@@ -302,7 +302,9 @@ def train(
     )
     closing.callback(progress.close)
     if stuck_limits is not None:
-      watchdog = watchdog_lib.Watchdog(stuck_limits, ledger, watch)
+      watchdog = watchdog_lib.Watchdog(
+          stuck_limits, ledger, watch, reads=train_iter.waits
+      )
       # It watches how the others close.
       last.callback(watchdog.close)
       closing.push(watchdog.closing)

@@ -8,7 +8,7 @@ since when, and at the steps in the hands of the device; past a limit it writes
 what every thread was doing and ends the process with a status of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import faulthandler
 import os
@@ -29,6 +29,8 @@ class StuckLimits:
   """Seconds after which a run counts as stuck; None waits for ever.
 
   Attributes:
+    read: for one read of the input pipeline while a step waits for it; past it
+      the files are named, and the run goes on waiting.
     step: for a batch and its step.
     save: for what a save keeps the loop from, and for closing files.
     compile: for one compilation.
@@ -37,6 +39,7 @@ class StuckLimits:
       waited for in vain.
   """
 
+  read: float | None = 60.0
   step: float | None = 1800.0
   save: float | None = 3600.0
   compile: float | None = 7200.0
@@ -80,6 +83,7 @@ class Watchdog:
       watch: step_watch.StepWatch,
       period: float = 1.0,
       leave: Callable[[int], Any] = os._exit,
+      reads: Callable[[], Sequence[tuple[str, float]]] = list,
   ):
     """Starts the thread.
 
@@ -89,9 +93,12 @@ class Watchdog:
       watch: knows what the device does.
       period: seconds between two looks.
       leave: ends the process.
+      reads: tells what the input pipeline is reading, and since how many
+        seconds.
     """
     self._limits, self._ledger, self._watch = limits, ledger, watch
-    self._period, self._leave = period, leave
+    self._period, self._leave, self._reads = period, leave, reads
+    self._named: set[str] = set()
     self._error: BaseException | None = None
     self._closed = threading.Event()
     self._thread = threading.Thread(
@@ -133,14 +140,35 @@ class Watchdog:
     )
     if self._error is not None:
       return f'{text} It was on its way out, after: {self._error}'
+    if category == 'input':
+      text += ''.join(f' It waits for {read}.' for read in self.slow_reads())
     return (
         f'{text} Below is what every thread does. Nothing saved is lost: the '
         'same command goes on from the last checkpoint. Raise the limit if '
         'this is how long it takes.'
     )
 
+  def slow_reads(self) -> list[str]:
+    """Returns what the input pipeline waits for longer than it may."""
+    limit = self._limits.read
+    if limit is None or self._ledger.current()[0] != 'input':
+      return []
+    return [read for read, seconds in self._reads() if seconds > limit]
+
+  def warn(self) -> None:
+    """Names each slow read once."""
+    slow = set(self.slow_reads())
+    for read in sorted(slow - self._named):
+      sys.stderr.write(
+          f'warning: Process {jax.process_index()} has waited more than '
+          f'train.stuck_limits.read = {self._limits.read:g} s for {read}.\n'
+      )
+      sys.stderr.flush()
+    self._named = slow
+
   def _run(self) -> None:
     while not self._closed.wait(self._period):
+      self.warn()
       text = self.stuck()
       if text is not None:
         # Not through the log, whose locks a stuck thread may hold.

@@ -131,9 +131,7 @@ def finish_rows(
   texts = example['texts']
   rows = tf.shape(texts)[0]
   finished = {
-      'image': view.image(
-          image_ops.decode_image(example['encoded']), sizes['S']
-      ),
+      'image': view.image(steps.decode_picture(example), sizes['S']),
       'image_hw': view.hw,
       'prompt_boxes': image_ops.image_boxes(view.hw, rows),
       'text_tokens': text_ops.tokenize(texts, vocabulary, sizes['T']),

@@ -100,9 +100,7 @@ def finish_rows(
   # No blank before the answer's prefix: so the original (RefA).
   context = QUESTION_PREFIX + example['questions'] + ANSWER_PREFIX
   finished = {
-      'image': view.image(
-          image_ops.decode_image(example['encoded']), sizes['S']
-      ),
+      'image': view.image(steps.decode_picture(example), sizes['S']),
       'image_hw': view.hw,
       'prompt_boxes': image_ops.image_boxes(view.hw, rows),
       'text_tokens': text_ops.tokenize(texts, vocabulary, sizes['T']),

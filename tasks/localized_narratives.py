@@ -221,9 +221,7 @@ def finish_rows(
   )
   points = view.points(tf.reshape(corners, [rows, sizes['T'], 2, 2]))
   finished = {
-      'image': view.image(
-          image_ops.decode_image(example['encoded']), sizes['S']
-      ),
+      'image': view.image(steps.decode_picture(example), sizes['S']),
       'image_hw': view.hw,
       'prompt_boxes': image_ops.image_boxes(view.hw, rows),
       'text_tokens': tokens,

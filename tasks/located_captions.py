@@ -87,9 +87,7 @@ def finish_rows(
   rows = tf.shape(texts)[0]
   boxes = view.boxes(example['boxes_orig'])
   finished = {
-      'image': view.image(
-          image_ops.decode_image(example['encoded']), sizes['S']
-      ),
+      'image': view.image(steps.decode_picture(example), sizes['S']),
       'image_hw': view.hw,
       'prompt_boxes': boxes,
       'text_tokens': text_ops.tokenize(texts, vocabulary, sizes['T']),

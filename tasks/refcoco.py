@@ -166,7 +166,7 @@ def finish_rows(
   view = views.from_fields(example)
   texts = example['texts']
   rows = tf.shape(texts)[0]
-  image = image_ops.decode_image(example['encoded'])
+  image = steps.decode_picture(example)
   finished = {
       'image': view.image(image, sizes['S']),
       'image_hw': view.hw,

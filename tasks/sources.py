@@ -8,6 +8,9 @@ The order is a full permutation of the record numbers, a function of (seed,
 epoch) and of nothing else: neither of the shards, nor of the number of hosts,
 nor of the buffer sizes. Only record numbers are shuffled, so an iterator's
 checkpoint holds a position and no decoded image.
+
+Training by places (`t5x.data_stream`) goes on without a record that cannot be
+used (`skipping`); all other reading ends with an error.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,10 +19,12 @@ import json
 import os
 import pathlib
 
-from array_record.python import array_record_data_source
 import numpy as np
 import seqio
 import tensorflow as tf
+
+from tasks import records as records_lib
+from tasks import skipping
 
 ENVIRONMENT_VARIABLE = 'PIXEL_LLM_DATA_DIR'
 DEFAULT_DATA_DIR = 'data'
@@ -39,6 +44,8 @@ class ArrayRecordSource(seqio.DataSource):
   Each element has
   * `record`: the serialized `tf.train.Example`,
   * `index`: its number in the split,
+  * `records`: what its shards are opened as (`records.opened`), in training by
+    places, where a record that cannot be read is empty,
   * `training`: True, in splits to train on; others have no such field,
   * `seed`: int64 [2], a function of (seed, epoch, index). Preprocessors draw
     from it alone, so an example looks the same however many hosts there are.
@@ -102,6 +109,9 @@ class ArrayRecordSource(seqio.DataSource):
       FileNotFoundError: if the manifest or a shard is missing.
       ValueError: if another version of the converter wrote the split.
     """
+    return [file for file, _ in self._shards(split)]
+
+  def _shards(self, split: str) -> list[tuple[str, int]]:
     directory = self.directory(split)
     manifest_path = directory / MANIFEST
     if not manifest_path.exists():
@@ -113,15 +123,31 @@ class ArrayRecordSource(seqio.DataSource):
           f' this code reads {SCHEMA_VERSION}. Convert the data again with'
           f' `{self._build_command}`.'
       )
-    shards = [directory / shard['file'] for shard in manifest['shards']]
-    for shard in shards:
-      if not shard.exists():
-        raise FileNotFoundError(self._advice(split, shard))
-    return [str(shard) for shard in shards]
+    for shard in manifest['shards']:
+      if not (directory / shard['file']).exists():
+        raise FileNotFoundError(self._advice(split, directory / shard['file']))
+    return [
+        (str(directory / shard['file']), shard['num_records'])
+        for shard in manifest['shards']
+    ]
+
+  def records(self, split: str) -> records_lib.Records:
+    """Opens the records of a split; raises as `list_shards`."""
+    return records_lib.open_records(
+        str(self.directory(split)), self._shards(split)
+    )
 
   def num_records(self, split: str) -> int:
-    """Returns how many records a split has, read from its shards."""
-    return len(_records(tuple(self.list_shards(split))))
+    """Returns how many records a split has, as its manifest tells."""
+    return len(self.records(split))
+
+  def num_skipped(self, split: str) -> int:
+    """Returns how often this process went on without a record it drew."""
+    return self.records(split).num_skipped
+
+  def waits(self, split: str) -> list[tuple[str, float]]:
+    """Returns what is being read, and since how many seconds."""
+    return self.records(split).waits()
 
   def get_dataset(
       self,
@@ -153,8 +179,8 @@ class ArrayRecordSource(seqio.DataSource):
       FileNotFoundError: if the split is not there.
     """
     del sequence_length, use_cached, num_epochs
-    shards = tuple(self.list_shards(split))
-    num_records = len(_records(shards)) if shards else 0
+    records = str(self.directory(split))
+    num_records = self.num_records(split)
     if not num_records:
       raise ValueError(
           f'{self.directory(split)} holds no record: the converter rejected'
@@ -164,6 +190,10 @@ class ArrayRecordSource(seqio.DataSource):
     # A field that is there or not can be told before any element is read.
     is_training = split in self._training_splits
     marks = {TRAINING: tf.constant(True)} if is_training else {}
+    shard_places = getattr(shard_info, 'places', None)
+    skips = is_training and shard_places is not None
+    if skips:
+      marks[skipping.RECORDS] = tf.constant(records)
 
     def record_number(
         epoch_seed: tf.Tensor, place: tf.Tensor
@@ -174,26 +204,28 @@ class ArrayRecordSource(seqio.DataSource):
             place, key, tf.constant(num_records - 1, tf.int64)
         )
       return {
-          'index': index,
+          skipping.INDEX: index,
           **marks,
           'seed': tf.random.fold_in(key, index),
       }
 
-    places = getattr(shard_info, 'places', None)
-    if places is not None:
-      numbers = places().map(
+    if shard_places is not None:
+      numbers = shard_places().map(
           lambda place: record_number(place // num_records, place % num_records)
       )
     else:
       numbers = _one_epoch(num_records, seed, shard_info).map(record_number)
-    records = numbers.map(
-        functools.partial(_read, shards), num_parallel_calls=tf.data.AUTOTUNE
+    places = numbers.map(
+        functools.partial(_read, records_lib.opened(records), skips),
+        num_parallel_calls=tf.data.AUTOTUNE,
     )
+    if shard_places is not None:
+      return places
     # Checkpoints then hold the places of the readers, not what lies between
     # them and the consumer.
     options = tf.data.Options()
     options.experimental_symbolic_checkpoint = True
-    return records.with_options(options)
+    return places.with_options(options)
 
   def _advice(self, split: str, missing: pathlib.Path) -> str:
     return (
@@ -221,26 +253,26 @@ def _one_epoch(
   return epochs.take(1).flat_map(places)
 
 
-@functools.lru_cache(maxsize=64)
-def _records(
-    shards: tuple[str, ...],
-) -> array_record_data_source.ArrayRecordDataSource:
-  """Opens shards once a process; reading is safe from several threads."""
-  return array_record_data_source.ArrayRecordDataSource(list(shards))
-
-
 def _read(
-    shards: tuple[str, ...], place: Mapping[str, tf.Tensor]
+    records: records_lib.Records,
+    skips: bool,
+    place: Mapping[str, tf.Tensor],
 ) -> dict[str, tf.Tensor]:
-  """Adds the bytes of one record."""
+  """Adds the bytes of one record; none, if it skips one that is unreadable."""
 
   def read(index: np.ndarray) -> bytes:
-    return _records(shards)[int(index)]
+    try:
+      return records.read(int(index))
+    # Whatever keeps it from being read: `skipping` tries again and tells.
+    except Exception:
+      if not skips:
+        raise
+      return b''
 
   record = tf.numpy_function(
       # Reading has no side effects; a stateful function could not be saved.
       read,
-      [place['index']],
+      [place[skipping.INDEX]],
       tf.string,
       stateful=False,
   )

@@ -6,8 +6,8 @@ prompts, and `finish` decodes the picture and makes the features: only what was
 drawn is ever decoded.
 
 In training one record is one example, also where a view shows none of its
-boxes: such a picture has no prompt and joins no loss. Streams by places
-(`t5x.data_stream`) rely on it.
+boxes, or the record cannot be used (`skipping`): such a picture has no prompt
+and joins no loss. Streams by places (`t5x.data_stream`) rely on it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tasks import image_ops
 from tasks import outputs
+from tasks import skipping
 from tasks import sources
 
 Example = Mapping[str, tf.Tensor]
@@ -50,6 +52,10 @@ def run(
 
   spec: Any = dataset.element_spec
   is_training = sources.TRAINING in spec
+  if skipping.RECORDS in spec:
+    return skipping.map_or_blank(
+        dataset, lambda record: finish(choose(parse(record)))
+    )
   dataset = map_in_parallel(dataset, parse)
   dataset = map_in_parallel(dataset, choose)
   if not is_training:
@@ -106,6 +112,18 @@ def picture_fields(
       'seed': place['seed'],
       'training': tf.constant(sources.TRAINING in place),
   }
+
+
+def decode_picture(example: Example) -> tf.Tensor:
+  """Decodes the picture [h, w, 3] uint8, which must have the recorded size."""
+  image = image_ops.decode_image(example['encoded'])
+  is_as_told = tf.debugging.assert_equal(
+      image_ops.image_hw(image),
+      example['orig_hw'],
+      'the picture has another size than image/height and image/width tell',
+  )
+  with tf.control_dependencies([is_as_told]):
+    return tf.identity(image)
 
 
 def ragged(name: str, dtype: tf.DType) -> tf.io.RaggedFeature:

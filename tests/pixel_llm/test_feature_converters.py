@@ -30,7 +30,7 @@ def _convert(example, lengths=LENGTHS, cls=None):
   return converter(dataset, lengths)
 
 
-@pytest.mark.parametrize('rows', [1, 2, 3])
+@pytest.mark.parametrize('rows', [0, 1, 2, 3])
 @pytest.mark.parametrize('with_masks', [False, True])
 def test_prompts_are_padded_and_marked(rows, with_masks):
   lengths = MASK_LENGTHS if with_masks else LENGTHS
@@ -59,7 +59,6 @@ def test_other_fields_of_the_task_do_not_reach_the_model():
 @pytest.mark.parametrize(
     ('example', 'message'),
     [
-        (_example(0), 'has no prompt'),
         (_example(4), 'is larger than its task_feature_length (3, '),
         (
             _example(2, boxes=np.ones((3, 4), np.float32)),

@@ -67,6 +67,32 @@ def test_a_run_that_gets_on_is_left_alone(run):
   assert not left.is_set()
 
 
+def test_a_slow_read_is_named_once_while_a_step_waits_for_it(capfd):
+  clock = Clock()
+  ledger = ledger_lib.Ledger(clock=clock)
+  watch = step_watch.StepWatch(ledger, clock)
+  dog = watchdog.Watchdog(
+      watchdog.StuckLimits(read=5.0, step=100.0),
+      ledger,
+      watch,
+      period=1e6,
+      leave=pytest.fail,
+      reads=lambda: [('a.record, record 3', 6.0), ('b.record, record 0', 4.0)],
+  )
+  ledger.enter('step')
+  assert dog.slow_reads() == []
+  ledger.enter('input')
+  assert dog.slow_reads() == ['a.record, record 3']
+  dog.warn()
+  dog.warn()
+  error = capfd.readouterr().err
+  assert error.count('read = 5 s for a.record, record 3.') == 1
+  clock.now += 101.0
+  assert 'It waits for a.record, record 3.' in dog.stuck()
+  dog.close()
+  watch.close()
+
+
 def test_a_batch_that_never_comes_ends_the_run_with_every_stack(run, capfd):
   clock, ledger, _, _, left, statuses = run
   ledger.enter('input')

@@ -1,0 +1,89 @@
+"""Training goes on without a record that cannot be used.
+
+Such a record keeps its place: in its stead comes a blank picture without
+prompts, which joins no loss, as does a crop that shows nothing. So no place
+after it moves, on any number of hosts, and a restart meets the same blank.
+"""
+
+from collections.abc import Callable, Mapping
+import re
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tasks import records
+
+Example = Mapping[str, tf.Tensor]
+
+# Fields of a source that tell which record it is; the first one is there in
+# streams by places only.
+RECORDS = 'records'
+INDEX = 'index'
+
+
+def map_or_blank(
+    dataset: tf.data.Dataset, step: Callable[[Example], dict[str, tf.Tensor]]
+) -> tf.data.Dataset:
+  """Maps records to examples, and those that fail to blank ones.
+
+  Args:
+    dataset: of a `sources.ArrayRecordSource`.
+    step: a record to its example, with a picture and rows.
+
+  Returns:
+    As many examples as records, in their order.
+  """
+
+  def good_or_blank(record: Example) -> dict[str, tf.Tensor]:
+    alone = tf.data.Dataset.from_tensors(record)
+    good = alone.map(step)
+
+    def blank(record: Example) -> dict[str, tf.Tensor]:
+      names = list(record)
+      zero = tf.numpy_function(
+          lambda *values: _skip(step, dict(zip(names, values))),
+          list(record.values()),
+          tf.int64,
+      )
+      return _blank_like(good.element_spec, zero)
+
+    # The only way to catch an error of TensorFlow's in a graph.
+    one = good.ignore_errors().concatenate(alone.map(blank)).take(1)
+    return one.get_single_element()
+
+  return dataset.map(good_or_blank, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _skip(
+    step: Callable[[Example], Any], record: Mapping[str, Any]
+) -> np.int64:
+  """Finds out what is wrong with a record, and counts it; returns 0."""
+  opened = records.opened(record[RECORDS].decode('utf-8'))
+  index = int(record[INDEX])
+  reason = 'it failed once, and not again'
+  try:
+    data = opened.read(index)
+    tf.train.Example.FromString(data)  # Says why, where TensorFlow shows bytes.
+    again = {name: tf.constant(value) for name, value in record.items()}
+    step({**again, 'record': tf.constant(data)})
+  except tf.errors.OpError as error:
+    reason = ' '.join(re.sub(r'{{.*?}}|\[Op:.*', '', error.message).split())
+  # Whatever keeps the file from being read.
+  except Exception as error:
+    reason = f'{type(error).__name__}: {error}'
+  opened.skip(index, reason)
+  return np.int64(0)
+
+
+def _blank_like(spec: Any, zero: tf.Tensor) -> dict[str, tf.Tensor]:
+  """A black picture that fills the network input, without rows."""
+  blank = {}
+  for name, field in spec.items():
+    shape = [side or 0 for side in field.shape]
+    if field.dtype == tf.string:
+      blank[name] = tf.fill(shape, '')
+    else:
+      blank[name] = tf.fill(shape, tf.cast(zero, field.dtype))
+  blank['image_hw'] += tf.constant(spec['image'].shape.as_list()[:2])
+  return blank
