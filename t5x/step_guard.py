@@ -33,7 +33,7 @@ _AHEAD = 8
 _MAX_IDS = 32
 
 
-class BadStepError(RuntimeError):
+class BadStepError(ValueError):
   """A step that the guard does not let pass; the state is that before it."""
 
 
@@ -42,7 +42,7 @@ class GuardMemory:
   """What the guard remembers from step to step.
 
   Attributes:
-    history: [2, window] losses and gradient norms of steps that were taken, NaN
+    history: [2, window] losses and gradient norms of steps that were taken, 0
       where there is none yet.
     num_taken: how many steps were taken.
     num_skipped: how many were not.
@@ -99,7 +99,7 @@ class StepGuard:
   def memory(self) -> GuardMemory:
     """Returns the memory before the first step."""
     zero = np.zeros((), np.int32)
-    empty = np.full((2, self.window), np.nan, np.float32)
+    empty = np.zeros((2, self.window), np.float32)
     return GuardMemory(empty, zero, zero, zero)
 
   def judge(
@@ -152,7 +152,10 @@ class StepGuard:
         np.inf if factor is None else factor
         for factor in (self.loss_factor, self.norm_factor)
     ]
-    medians = jnp.nanmedian(memory.history, axis=1)
+    is_filled = jnp.arange(self.window) < memory.num_taken
+    medians = jnp.nanmedian(
+        jnp.where(is_filled, memory.history, jnp.nan), axis=1
+    )
     # A loss that is negative has no multiple that is larger.
     known = (memory.num_taken >= self.min_steps) & (medians > 0)
     return jnp.where(known, medians * jnp.asarray(factors), jnp.inf)

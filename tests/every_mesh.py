@@ -38,16 +38,20 @@ GIN_FILES = {
     'masks': ('gin/models/masks.gin',),
     'densecap': ('gin/models/detector.gin',),
 }
-# The tiny run's network, with heads for eight devices and few words.
+# The tiny run's network, with heads for eight devices, few words, and blocks of
+# SAM that repeat, so that they can be scanned.
 GIN_BINDINGS = f"""
 from __gin__ import dynamic_registration
 from pixel_llm import network
+from pixel_llm.modules import sam_image_encoder
 from pixel_llm.modules import t5_text_head
 OPTIMIZER = None
 DECODER = None
 DROPOUT_RATE = 0.0
 NETWORK = @network.PixelLLM()
 TINY_IMAGE_SIZE = {SIDE}
+sam_image_encoder.SamImageEncoder.depth = 4
+sam_image_encoder.SamImageEncoder.global_block_indexes = (1, 3)
 t5_text_head.T5TextConfig.vocab_size = 64
 t5_text_head.T5TextConfig.num_heads = 8
 t5_text_head.T5TextConfig.head_dim = 16

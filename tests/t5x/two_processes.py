@@ -71,7 +71,7 @@ def same(a, b):
 def error(call):
   try:
     call()
-  except (OSError, RuntimeError) as caught:
+  except (OSError, RuntimeError, ValueError) as caught:
     return f'{type(caught).__name__}: {caught}'
   return None
 
