@@ -45,6 +45,7 @@ CHOICES = (
     (r'v4-8x8x8', MeshChoice(num_partitions=2, batch_size=512)),
     # Eight images a chip, two at a time.
     (r't5_trace_ref_.*\.v4-', MeshChoice(num_microbatches=4)),
+    (r't5_trace_ref_.*\.v5e-', MeshChoice(parameter_dims=2)),
     (r'_refseg\.v5e-', MeshChoice(num_partitions=1)),
     (r'^bert_.*\.v5e-', MeshChoice(num_partitions=1)),
 )
