@@ -1,8 +1,10 @@
 """Writes shards as an Apache Beam pipeline, on as many machines as its runner.
 
 An element is a shard, so the shards are the same, byte for byte, as those of
-processes on one machine; each is renamed by the worker that wrote it. What a
-pipeline that was cut off has finished is kept by the next run. The process that
+processes on one machine; each is renamed by the worker that wrote it. What goes
+into a shard lies in a file beside it while the pipeline runs, since runners
+take little with the pipeline itself. What a pipeline that was cut off has
+finished is kept by the next run. The process that
 starts the pipeline then checks every shard and writes the manifest. Pictures
 and output lie on a file system that all workers see under the same path.
 
@@ -12,6 +14,8 @@ and output lie on a file system that all workers see under the same path.
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import importlib.util
+import pathlib
+import pickle
 import shlex
 
 from tasks.build import shard_files
@@ -66,6 +70,7 @@ class Pipeline:
     """
     import apache_beam as beam  # pyright: ignore[reportMissingImports]
 
+    files = [_store(job) for job in jobs]
     options = beam.options.pipeline_options.PipelineOptions(
         [f'--runner={self.runner}', *shlex.split(self.flags)]
     )
@@ -73,7 +78,7 @@ class Pipeline:
       with beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
-            | 'Shards' >> beam.Create(list(jobs))
+            | 'Shards' >> beam.Create(files)
             | 'Spread' >> beam.Reshuffle()
             | 'Write' >> beam.Map(write_and_finish)
         )
@@ -88,15 +93,23 @@ class Pipeline:
       yield shard
 
 
-def write_and_finish(job: shard_files.Job) -> str:
+def _store(job: shard_files.Job) -> str:
+  """Puts a job into a file that the end of the conversion removes."""
+  path = shard_files.temporary_name(job.path)
+  path.write_bytes(pickle.dumps(job))
+  return str(path)
+
+
+def write_and_finish(file: str) -> str:
   """Writes a shard and renames it.
 
   Args:
-    job: the shard.
+    file: what goes in, from the process that started the pipeline.
 
   Returns:
-    The name of its file.
+    The name of the shard.
   """
+  job: shard_files.Job = pickle.loads(pathlib.Path(file).read_bytes())
   shard = shard_files.write_shard(job, lambda: None)
   shard_files.finish_shard(job.directory, shard)
   return shard.file
