@@ -42,15 +42,21 @@ def check(
   """
   faults = [told for told, is_fault in _unread(statements) if is_fault]
   if is_whole:
-    last_set = {s.macro: s for s in statements if s.macro is not None}
-    required = {n for n, s in last_set.items() if _REQUIRED in s.macros_read()}
+    last_set = {s.macro for s in statements if s.macro is not None}
+    required = still_required(statements)
     # What nothing sets may be a constant (`gin.constant`) of a module that the
     # files import; alone it is left to the parser.
-    unset = _in_force(statements) - set(last_set) if required else set()
+    unset = _in_force(statements) - last_set if required else set()
     missing = sorted(required | unset)
     faults += [must_be_set(*missing)] if missing else []
   if faults:
     raise ValueError('\n'.join(faults))
+
+
+def still_required(statements: Sequence[gin_syntax.Statement]) -> set[str]:
+  """Returns the macros that a file requires and no later statement sets."""
+  last_set = {s.macro: s for s in statements if s.macro is not None}
+  return {n for n, s in last_set.items() if _REQUIRED in s.macros_read()}
 
 
 def must_be_set(*names: str) -> str:

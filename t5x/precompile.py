@@ -1,6 +1,6 @@
 """Compiles a run's steps for hardware that is not here, and says what they cost.
 
-  python -m t5x.precompile --gin_file=… --gin.MODEL_DIR=… --topology=v5e:16x16
+  python -m t5x.precompile --gin_file=… --topology=v5e:16x16
 
 takes the flags and gin files of `t5x.train`. Nothing is allocated, read or
 run: see docs/precompile.md.
@@ -30,7 +30,12 @@ def main() -> None:
   # Before JAX finds its devices.
   topology.prepare(flags.FLAGS.topology)
   # One process describes all of them, wherever it runs.
-  script.start('train', 't5x/configs/runs/pretrain.gin', joins=False)
+  script.start(
+      'train',
+      't5x/configs/runs/pretrain.gin',
+      joins=False,
+      unneeded=script.RUN_DIRECTORIES,
+  )
   from t5x import compile_report
   from t5x import precompiling
 

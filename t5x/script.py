@@ -52,6 +52,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 # Seconds that the coordinator stays after an error.
 _LINGER = 5.0
 
+# Macros of directories, and their value where a run is only described.
+RUN_DIRECTORIES = ('MODEL_DIR', 'INITIAL_CHECKPOINT_PATH')
+_NOT_GIVEN = 'not_given'
+
 # Script by the function that it runs.
 _SCRIPTS = {'train': 't5x.train', 'evaluate': 't5x.eval', 'infer': 't5x.infer'}
 
@@ -195,21 +199,33 @@ def _define_flags() -> None:
   )
 
 
-def start(function: str, example: str, *, joins: bool = True) -> None:
+def start(
+    function: str,
+    example: str,
+    *,
+    joins: bool = True,
+    unneeded: Sequence[str] = (),
+) -> None:
   """Makes a script ready: gin checked and parsed, processes joined.
 
   Args:
     function: the name of what gin configures, such as 'train'.
     example: the gin file that a user may start from.
     joins: whether it is one process of those of the run.
+    unneeded: macros of directories that it looks into none of: they may be
+      required by a file and not set.
 
   Raises:
     FileNotFoundError: for a gin file that does not exist.
     ValueError: if gin cannot read the files, or they set nothing of `function`.
   """
   search_paths = [*FLAGS.gin_search_paths, _PACKAGE_ROOT]
-  files, bindings = FLAGS.gin_file or [], FLAGS.gin_bindings
+  files, bindings = FLAGS.gin_file or [], list(FLAGS.gin_bindings)
   statements = gin_syntax.read(files, bindings, search_paths)
+  absent = macro_check.still_required(statements).intersection(unneeded)
+  if absent:
+    bindings += [f'{name} = {_NOT_GIVEN!r}' for name in sorted(absent)]
+    statements = gin_syntax.read(files, bindings, search_paths)
   _check_function(function, gin_syntax.configured(statements), example)
   macro_check.check(statements)
   cluster = join_processes() if joins else None

@@ -15,7 +15,11 @@ __getattr__ = script.lazy_attributes(__name__, {'train': 't5x.loop'})
 
 def main() -> None:
   """Trains, or describes the run (`--dry_run`)."""
-  script.start('train', 't5x/configs/runs/pretrain.gin')
+  script.start(
+      'train',
+      't5x/configs/runs/pretrain.gin',
+      unneeded=script.RUN_DIRECTORIES if flags.FLAGS.dry_run else (),
+  )
   import gin
   from t5x import ledger
   from t5x import loop

@@ -18,7 +18,6 @@ def dry_run(name, *args):
           '-m',
           't5x.train',
           f'--gin_file=gin/{name}',
-          '--gin.MODEL_DIR="/nowhere"',
           '--dry_run',
           *args,
       ],

@@ -16,7 +16,6 @@ def precompile(*args, timeout=300):
   return scripts.run(
       't5x.precompile',
       '--verbosity=-1',
-      "--gin.MODEL_DIR='/nowhere'",
       *args,
       timeout=timeout,
   )
