@@ -14,6 +14,8 @@ __getattr__ = script.lazy_attributes(
         'create_task_from_tfexample_file': 't5x.tfexample_task',
         'infer': 't5x.chunked_inference',
         'merge_chunks_to_file': 't5x.inference_files',
+        # A training run's gin files may be read along: they name its data.
+        'train': 't5x.loop',
         'write_inferences_to_file': 't5x.inference_files',
     },
 )

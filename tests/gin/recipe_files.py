@@ -19,11 +19,16 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden'
 RUNS = sorted(path.stem for path in (ROOT / 'gin').glob('*.gin'))
 
 
-def parse(name: str, *more: str, bindings: Sequence[str] = ()) -> None:
+def parse(
+    name: str,
+    *more: str,
+    bindings: Sequence[str] = (),
+    module: str = 't5x.train',
+) -> None:
   """Reads a run's file, and the files after it, into an empty config."""
   gin.clear_config()
   files = [f'gin/{name}.gin', *more]
-  script.parse_gin(files, bindings, [str(ROOT)])
+  script.parse_gin(files, bindings, [str(ROOT)], module)
 
 
 def text() -> str:

@@ -100,6 +100,21 @@ def test_every_macro_is_read_and_every_one_read_is_set(name):
   assert is_set == is_read
 
 
+@pytest.mark.parametrize('script', ['eval', 'infer'])
+def test_a_run_is_read_along_by_the_scripts_that_follow_it(script):
+  recipe_files.parse(
+      'pixel_llm_bert_trace',
+      f'gin/runs/{script}.gin',
+      bindings=["MODEL_DIR = 'runs/mine'"],
+      module=f't5x.{script}',
+  )
+  # The rest of what it says is run once in test_run_files.py.
+  assert recipe_files.macro('CHECKPOINT_PATH') == 'runs/mine'
+  text = recipe_files.text()
+  assert f'{script}/utils.RestoreCheckpointConfig.fallback_to_scratch' in text
+  assert "'ln_coco_trace_bert'" in text
+
+
 @pytest.mark.parametrize('name', FULL_SIZE)
 def test_a_recipe_has_the_published_numbers(name):
   _, recipe = split(name)
