@@ -33,11 +33,11 @@ class DatasetConfig:
     module: a module to import that registers the task or mixture.
     use_memory_cache: whether evaluation data stays in memory.
     trim_output_features: whether features are cut to their lengths.
-    max_skipped_share: of the examples a host takes for training, how many may
-      be skipped, because their records are damaged, before the run ends.
     runtime_preprocessors: for AirIO data, which this package does not read.
     num_prefetch_threads: as above.
     num_workers: as above.
+    max_skipped_share: of the examples a host takes for training, how many may
+      be skipped, because their records are damaged, before the run ends.
   """
 
   mixture_or_task_name: Any
@@ -52,10 +52,11 @@ class DatasetConfig:
   module: str | None = None
   use_memory_cache: bool = True
   trim_output_features: bool = True
-  max_skipped_share: float = 0.01
   runtime_preprocessors: Sequence[Any] | None = None
   num_prefetch_threads: int | None = None
   num_workers: int | None = 0
+  # T5X's own come first, in its order.
+  max_skipped_share: float = 0.01
 
   def __post_init__(self):
     if not 0 <= self.max_skipped_share <= 1:
