@@ -102,21 +102,31 @@ def test_devices_are_counted_over_all_processes(tmp_path, expected, status):
 
 @pytest.mark.slow
 def test_four_processes_train_the_tiny_recipe(tmp_path):
-  data = pathlib.Path(os.environ.get('PIXEL_LLM_DATA_DIR', ROOT / 'data'))
-  if not (data / 'sample').is_dir():
-    subprocess.run(
-        ['make', 'data', f'DATA={data}', 'VENV=' + str(ROOT / '.venv')],
-        cwd=ROOT,
-        check=True,
-    )
+  subprocess.run(
+      [
+          *(sys.executable, '-m', 'tasks.build', 'refcoco', '--images'),
+          *('tasks/sample/train2017', 'tasks/sample/val2017'),
+          f'--output={tmp_path}/data/sample/refcoco',
+          '--split',
+          'train=tasks/sample/refcoco/merge_coco_img_safe_train.json',
+      ],
+      cwd=ROOT,
+      check=True,
+  )
+  unscored = [
+      f'--gin.train_script.train.{name}_dataset_cfg=None'
+      for name in ('infer_eval', 'train_eval')
+  ]
   status, stderr = train(
       4,
       'gin/pixel_llm_tiny_refseg.gin',
       tmp_path / 'run',
+      '--gin.BATCH_SIZE=4',
+      '--gin.WARMUP_STEPS=1',
       '--gin.TRAIN_STEPS=3',
-      '--gin.EVAL_PERIOD=3',
+      *unscored,
       cwd=ROOT,
-      PIXEL_LLM_DATA_DIR=str(data),
+      PIXEL_LLM_DATA_DIR=f'{tmp_path}/data',
   )
   assert status == 0, stderr
   assert 'Process 0 of 4 (flags): 1 of 4 devices' in stderr

@@ -140,14 +140,25 @@ def test_no_device_is_left_without_an_example():
   assert mesh_sweep.best(trials) is None
 
 
-def test_a_plan_from_a_report(tmp_path, capsys):
+def test_a_plan_from_a_report(tmp_path, capsys, monkeypatch):
+  asked = []
+  # Reading the gin files of a run takes seconds: see the slow tests.
+  monkeypatch.setattr(
+      run_costs, 'facts_of_gin', lambda *args: asked.append(args) or FACTS
+  )
   path = tmp_path / 'report.json'
-  path.write_text(json.dumps(report(batch_size=8)))
-  assert plan.main([*RUN, f'--report={path}', '--gin.BATCH_SIZE=8']) == 0
+  path.write_text(json.dumps(report()))
+  assert plan.main([*RUN, f'--report={path}', '--gin.BATCH_SIZE=128']) == 0
+  assert asked == [(['gin/pixel_llm_tiny_trace.gin'], ['BATCH_SIZE = 128'])]
   out = capsys.readouterr().out
   assert '64 chips, 16 hosts; mesh data 32 x model 2' in out
   assert '8.0 of 16.0 GiB a chip: fits' in out
-  assert 'of 8 images' in out
+  path.write_text(json.dumps(report(fits=False)))
+  assert plan.main([*RUN, f'--report={path}']) == 1
+  assert 'DOES NOT FIT' in capsys.readouterr().out
+  path.write_text(json.dumps(report(batch_size=8)))
+  assert plan.main([*RUN, f'--report={path}']) == 1
+  assert 'the run has 128' in capsys.readouterr().err
 
 
 def test_a_plan_needs_a_pod_or_a_report(capsys):
