@@ -109,9 +109,10 @@ def test_dense_prompts_are_the_cells_of_the_map_row_by_row(refseg):
     ).dense
     return net.visual_project_layers(dense)
 
-  found, expected = net.clone(prompt_fusion='dense').apply(
-      {'params': case.params}, cells, method=tokens
-  )
+  dense = net.clone(prompt_fusion='dense')
+  found, expected = jax.jit(
+      lambda params: dense.apply({'params': params}, cells, method=tokens)
+  )(case.params)
   height, width = expected.shape[2:4]
   assert found.shape[2] == height * width
   np.testing.assert_allclose(

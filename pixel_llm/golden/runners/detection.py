@@ -147,8 +147,12 @@ def _run_stages(
 ) -> dict[str, jax.Array]:
   """Inference, with what is between the stages."""
   generator = decoder.proposal_generator
-  levels = decoder.fpn.apply({'params': params['fpn']}, inputs['features'])
-  maps = generator.apply({'params': params['proposal_generator']}, levels)
+  levels = jax.jit(decoder.fpn.apply)(
+      {'params': params['fpn']}, inputs['features']
+  )
+  maps = jax.jit(generator.apply)(
+      {'params': params['proposal_generator']}, levels
+  )
   outputs = {}
   start = 0
   for i, (height, width) in enumerate(maps.grids):
@@ -163,7 +167,7 @@ def _run_stages(
   scores, cells = jax.lax.top_k(
       jax.nn.sigmoid(maps.logits), generator.num_candidates_test
   )
-  proposals = generator.propose(maps, is_training=False)
+  proposals = jax.jit(lambda x: generator.propose(x, is_training=False))(maps)
   detections = jax.jit(
       lambda p, x: decoder.apply(
           {'params': p}, x, input_hw=input_hw, method='detect'
