@@ -180,10 +180,11 @@ def finish_rows(
       **outputs.loss_fields(rows, caption=caption_weight, point=1.0),
   }
   if with_masks:
-    masks = view.masks(
-        _decode_masks(example['mask_pngs'], view.orig_hw), sizes['S']
-    )
-    finished['masks'] = tf.cast(masks[..., 0] > 127, tf.uint8)
+    # The expressions of an object share its mask, which is decoded once.
+    pngs, objects = tf.unique(example['mask_pngs'])
+    masks = view.masks(_decode_masks(pngs, view.orig_hw), sizes['S'])
+    masks = tf.gather(masks[..., 0], objects)
+    finished['masks'] = tf.cast(masks > 127, tf.uint8)
     finished['mask_weights'] = tf.cast(
         tf.strings.length(example['mask_pngs']) > 0, tf.float32
     )
