@@ -110,9 +110,11 @@ def test_tokens_spread_evenly_over_traced_utterances(traced, num_tokens, begin):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.text(max_size=30))
-def test_any_caption_keeps_tokens_and_points_in_step(text):
-  vocabulary = vocabularies.t5_vocabulary()
+@given(st.text(max_size=30), st.booleans())
+def test_any_caption_keeps_tokens_and_points_in_step(text, bert):
+  vocabulary = (
+      vocabularies.bert_vocabulary() if bert else vocabularies.t5_vocabulary()
+  )
   text = text.encode('utf-8', 'ignore').decode()
   tokens = text_ops.tokenize(tf.constant([text]), vocabulary, 24)
   mask = text_ops.text_token_mask(tokens, vocabulary)
@@ -123,4 +125,5 @@ def test_any_caption_keeps_tokens_and_points_in_step(text):
   has_point = np.any(points != 0, axis=-1)
   np.testing.assert_array_equal(has_point, mask.numpy())
   ids = tokens.numpy()
-  np.testing.assert_array_equal(mask.numpy(), (ids != 0) & (ids != 1))
+  marks = [0, *vocabularies.begin_end_ids(vocabulary)]
+  np.testing.assert_array_equal(mask.numpy(), ~np.isin(ids, marks))

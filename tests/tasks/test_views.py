@@ -102,6 +102,30 @@ def test_the_crop_moves_only_for_scales_above_one():
   assert len(offsets) > 4
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 60), st.integers(0, 2**31 - 1))
+def test_flips_and_crops_invert(width, seed):
+  rng = np.random.default_rng(seed)
+  corners = np.sort(rng.uniform(0, width, (3, 2, 2)), axis=1)
+  boxes = tf.constant(corners.reshape(3, 4), tf.float32)
+  points = tf.constant(corners, tf.float32)
+  for flip, marks in (
+      (image_ops.flip_boxes, boxes),
+      (image_ops.flip_points, points),
+  ):
+    there = flip(marks, tf.constant(width))
+    back = flip(there, tf.constant(width))
+    np.testing.assert_allclose(back, marks, atol=1e-4)
+  # A crop around all marks moves them by its corner, and loses none.
+  offset = tf.constant(np.floor(corners.min((0, 1))[::-1]).astype(np.int32))
+  hw = tf.constant([width, width])
+  moved = tf.cast(tf.tile(offset[::-1], [2]), tf.float32)
+  cropped = image_ops.crop_boxes(boxes, offset, hw)
+  np.testing.assert_allclose(cropped + moved, boxes, atol=1e-4)
+  cropped = image_ops.crop_points(points, offset, hw)
+  np.testing.assert_allclose(cropped + moved[:2], points, atol=1e-4)
+
+
 def test_flipping_twice_gives_the_marks_back():
   boxes = tf.constant([[1.0, 2.0, 5.0, 6.0]])
   points = tf.constant([[1.0, 2.0]])
