@@ -58,7 +58,11 @@ def train(count, gin_file, model_dir, *args, **variables):
       LOG_DIR=str(model_dir.parent / 'logs'),
       **variables,
   )
-  _, stderr = process.communicate(timeout=600)
+  try:
+    _, stderr = process.communicate(timeout=1800)
+  finally:
+    # It passes that on to its processes.
+    process.terminate()
   return process.returncode, stderr
 
 
