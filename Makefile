@@ -69,7 +69,8 @@ train: data ## Train tiny_trace, then tiny_refseg; evaluate; write the report.
 
 # One file, one process: what the tests of a file share is made once.
 test: $(CONVERT_STAMP) ## Run the tests (about fourteen minutes on two cores).
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
+	  --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10
 
 lint: $(CONVERT_STAMP) ## Check format, style, types and layers.
 	$(BIN)/pyink --check --quiet $(SOURCES)

@@ -24,6 +24,9 @@ hypothesis.settings.load_profile('repeatable')
 _LONG = (
     'test_main_job.py',
     'test_network.py',
+    'test_every_mesh.py',
+    'test_local_pod.py',
+    'test_models.py',
     'test_t5_scripts.py',
     'test_survival.py',
     'test_killed_pods.py',

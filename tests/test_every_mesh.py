@@ -22,7 +22,13 @@ def compare(model, form, which):
   flags += ' --xla_backend_optimization_level=0'
   result = subprocess.run(
       [sys.executable, str(SCRIPT), model, form, which],
-      env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+      env={
+          **os.environ,
+          'XLA_FLAGS': flags,
+          'JAX_PLATFORMS': 'cpu',
+          # Beside the script lies tests/pixel_llm, which is not meant.
+          'PYTHONPATH': str(ROOT),
+      },
       cwd=ROOT,
       capture_output=True,
       text=True,

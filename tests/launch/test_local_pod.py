@@ -1,5 +1,6 @@
 """`launch/local_pod.sh`: real processes, and what becomes of them."""
 
+import functools
 import os
 import pathlib
 import re
@@ -42,6 +43,11 @@ def start(count, *args, cwd, **variables):
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
+      # Tests that a shell runs in the background hear no Ctrl-C, and what they
+      # start inherits that.
+      preexec_fn=functools.partial(
+          signal.signal, signal.SIGINT, signal.SIG_DFL
+      ),
   )
 
 
@@ -188,8 +194,12 @@ def test_a_signal_is_passed_on_to_all(tmp_path, number, status):
   while len(list(tmp_path.glob('started-*'))) < count:
     assert time.monotonic() < deadline
     time.sleep(0.05)
-  process.send_signal(number)
-  _, stderr = process.communicate(timeout=30)
+  with process:
+    process.send_signal(number)
+    try:
+      _, stderr = process.communicate(timeout=30)
+    finally:
+      process.kill()
   assert process.returncode == status, stderr
 
 
