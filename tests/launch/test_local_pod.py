@@ -1,6 +1,5 @@
 """`launch/local_pod.sh`: real processes, and what becomes of them."""
 
-import functools
 import os
 import pathlib
 import re
@@ -36,19 +35,20 @@ def start(count, *args, cwd, **variables):
       'PYTHONPATH': os.pathsep.join(paths),
       **variables,
   }
-  return subprocess.Popen(
-      [str(LOCAL_POD), str(count), *args],
-      cwd=cwd,
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      # Tests that a shell runs in the background hear no Ctrl-C, and what they
-      # start inherits that.
-      preexec_fn=functools.partial(
-          signal.signal, signal.SIGINT, signal.SIG_DFL
-      ),
-  )
+  # Tests that a shell runs in the background hear no Ctrl-C, and what they start
+  # would inherit that.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    return subprocess.Popen(
+        [str(LOCAL_POD), str(count), *args],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def train(count, gin_file, model_dir, *args, **variables):
