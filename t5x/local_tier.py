@@ -29,6 +29,7 @@ from t5x import dataset_item
 from t5x import local_parts
 from t5x import multihost
 from t5x import save_failures
+from t5x import step_guard
 from t5x import stored_state
 
 _STEP_DIR = re.compile(r'step_(\d+)')
@@ -36,6 +37,8 @@ _STATE_FILE = 'state.npz'
 _UNFINISHED = '.tmp'
 # How many saves a process tells the others of.
 _MOST_TOLD = 16
+# It is replicated, so that every process has its arrays whole.
+_GUARD = step_guard.STORED + '/'
 # Stands for a durable checkpoint that is not complete yet.
 _NO_STEP = 2**31 - 1
 
@@ -282,7 +285,15 @@ class LocalTier:
               parts, local_parts.to_bounds(index, shape)
           ),
       )
-    return self._train_state.restore_state(stored_state.fill(target, arrays))
+    state = self._train_state.restore_state(stored_state.fill(target, arrays))
+    memory = {
+        name.removeprefix(_GUARD): parts[0].value
+        for name, parts in stored.items()
+        if name.startswith(_GUARD)
+    }
+    if not memory:
+      return state
+    return state.replace(guard_memory=step_guard.GuardMemory(**memory))
 
 
 def get_local_tier(

@@ -13,6 +13,7 @@ from t5x import multihost
 from t5x import restore_report
 from t5x import restoring
 from t5x import state_matching
+from t5x import step_guard
 
 
 def check_checkpoint_cfg(cfg: checkpoint_config.CheckpointConfig) -> None:
@@ -86,8 +87,11 @@ def check_same_model(
   if step is None or (cfg.save and cfg.save.state_transformation_fns):
     return
   path = checkpoint_dirs.get_checkpoint_dir(model_dir, step)
+  stored = checkpoint_reader.read_tree(path)
+  # A guard may come and go.
+  stored.pop(step_guard.STORED, None)
   state_matching.check_same_names(
-      checkpoint_reader.read_tree(path),
+      stored,
       train_state_shape.state_dict(),
       path,
   )
@@ -102,6 +106,8 @@ def get_start_state(
     local_tier: Any = None,
 ) -> Any:
   """Returns the train state to go on from, and moves the data there.
+
+  A run that resumes also gets what its guard remembered.
 
   A run that starts from another one's checkpoint gets a table of what came
   from there (`restored.txt`).
@@ -141,4 +147,8 @@ def get_start_state(
   )
   # Saved parameters may have been cast; training goes on in the model's dtype.
   shape = initializer.global_train_state_shape
-  return jax.tree.map(lambda x, s: x.astype(s.dtype), state, shape)
+  state = jax.tree.map(lambda x, s: x.astype(s.dtype), state, shape)
+  memory = step_guard.GuardMemory.from_stored(
+      checkpoint_reader.read_tree(resume_cfg.path)
+  )
+  return state if memory is None else state.replace(guard_memory=memory)

@@ -24,9 +24,12 @@ import numpy as np
 import optax
 
 from t5x import metrics as metrics_lib
+from t5x import stored_state
 
 MetricMap = dict[str, clu_metrics.Metric]
 
+# Where a checkpoint's state holds the memory.
+STORED = 'guard_memory'
 # Steps that the host may run ahead of what it has looked at. It waits for a
 # device only if that is further behind.
 _AHEAD = 8
@@ -53,6 +56,12 @@ class GuardMemory:
   num_taken: Any
   num_skipped: Any
   in_a_row: Any
+
+  @classmethod
+  def from_stored(cls, state: Mapping[str, Any]) -> 'GuardMemory | None':
+    """Returns the memory of a stored state dict, on the host, or None."""
+    stored = state.get(STORED)
+    return None if stored is None else cls(**stored_state.get_all(stored))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +110,25 @@ class StepGuard:
     zero = np.zeros((), np.int32)
     empty = np.zeros((2, self.window), np.float32)
     return GuardMemory(empty, zero, zero, zero)
+
+  def resume(self, memory: GuardMemory) -> GuardMemory:
+    """Returns a memory to go on with, whatever window it was made with.
+
+    Args:
+      memory: on the host, of the run that is resumed.
+
+    Returns:
+      The same, with as much of its history as both windows hold.
+    """
+    old_window = memory.history.shape[1]
+    if old_window == self.window:
+      return memory
+    num_taken = int(memory.num_taken)
+    kept = min(num_taken, old_window, self.window)
+    newest = np.arange(num_taken - kept, num_taken) % old_window
+    history = self.memory().history
+    history[:, :kept] = memory.history[:, newest]
+    return memory.replace(history=history, num_taken=np.int32(kept))
 
   def judge(
       self, old: Any, new: Any, grads: Any, metrics: Mapping[str, Any]

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 import jax.numpy as jnp
 
 from t5x import optimizers
+from t5x import step_guard
 
 EMPTY_DICT = freeze({})
 FlaxMutables = Mapping[str, Any]
@@ -160,7 +161,7 @@ class FlaxOptimTrainState:
     flax_mutables: mutable collections.
     flax_mutables_axes: axis metadata of those, None if the model has none.
     guard_memory: what the trainer's `StepGuard` remembers, replicated; None
-      without one. It is not saved.
+      without one.
   """
 
   _optimizer: optimizers.Optimizer
@@ -227,18 +228,22 @@ class FlaxOptimTrainState:
     """Returns nested dicts, as a checkpoint holds them.
 
     Returns:
-      `{'target', 'state': {'step', 'param_states'}}`, and `flax_mutables` if
-      the model has any.
+      `{'target', 'state': {'step', 'param_states'}}`, `flax_mutables` if the
+      model has any, and `guard_memory` if the trainer has a guard.
     """
     state_dict = self._optimizer.state_dict()
     if self.flax_mutables:
       state_dict['flax_mutables'] = unfreeze(self.flax_mutables)
+    if self.guard_memory is not None:
+      state_dict[step_guard.STORED] = serialization.to_state_dict(
+          self.guard_memory
+      )
     return state_dict
 
   def restore_state(
       self, state_dict: Mapping[str, Any]
   ) -> 'FlaxOptimTrainState':
-    """Returns a state with the values of a state dict."""
+    """Returns a state with the values of a state dict, without a guard's."""
     return self.replace(
         _optimizer=self._optimizer.restore_state(state_dict),
         flax_mutables=freeze(state_dict.get('flax_mutables', {})),

@@ -371,7 +371,8 @@ class Trainer(BaseTrainer):
 
     Args:
       model: see the base class.
-      train_state: see the base class.
+      train_state: see the base class. With the memory of a guard, the guard
+        goes on with it.
       partitioner: see the base class.
       eval_names: see the base class.
       summary_dir: see the base class.
@@ -383,13 +384,17 @@ class Trainer(BaseTrainer):
       guard: skips the updates of bad steps and may end the run; None, as in
         upstream T5X, takes every step.
     """
+    memory = getattr(train_state, 'guard_memory', None)
     if guard is not None:
       # It rides in the state, so that a step keeps its arguments.
-      memory, axes = guard.memory(), PartitionSpec()
+      memory = guard.memory() if memory is None else guard.resume(memory)
+      axes = PartitionSpec()
       if isinstance(train_state.step, jax.Array):
         memory = partitioner.move_params_to_devices(memory, axes)
       train_state = train_state.replace(guard_memory=memory)
       train_state_axes = train_state_axes.replace(guard_memory=axes)
+    elif memory is not None:
+      train_state = train_state.replace(guard_memory=None)
     super().__init__(
         model,
         train_state,

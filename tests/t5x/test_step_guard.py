@@ -71,8 +71,7 @@ def test_the_guard_changes_no_good_step():
       'guard/skipped' not in plain.train(tiny_regression.batches(1), 1).result()
   )
   assert plain.train_state.guard_memory is None
-  # The memory is the trainer's and not the checkpoint's.
-  assert set(guarded.train_state.state_dict()) == {'target', 'state'}
+  assert set(plain.train_state.state_dict()) == {'target', 'state'}
 
 
 @pytest.mark.parametrize('field', ['loss_factor', 'norm_factor'])
@@ -127,37 +126,64 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
     step_guard.StepGuard(**settings)
 
 
+@pytest.mark.parametrize(
+    ('window', 'history', 'num_kept'),
+    [(4, [5, 6, 3, 4], 6), (3, [4, 5, 6], 3), (5, [3, 4, 5, 6, 0], 4)],
+)
+def test_a_memory_fits_another_window(window, history, num_kept):
+  # A ring of four with the six steps 1 … 6.
+  values = np.array([[5, 6, 3, 4]] * 2, np.float32)
+  memory = step_guard.GuardMemory(values, np.int32(6), np.int32(2), np.int32(1))
+  guard = step_guard.StepGuard(window=window, min_steps=1)
+  resumed = guard.resume(memory)
+  np.testing.assert_array_equal(resumed.history, [history] * 2)
+  assert int(resumed.num_taken) == num_kept
+  assert (int(resumed.num_skipped), int(resumed.in_a_row)) == (2, 1)
+
+
 class _Breaks(tiny_task.TinyModel):
-  """Its loss is NaN for a batch with a certain example."""
+  """Its loss is `factor` times as large for a batch with a certain example."""
+
+  factor = np.nan
 
   def loss_fn(self, params, batch, dropout_rng):
     loss, metrics = super().loss_fn(params, batch, dropout_rng)
     breaks = (batch['x'] == self.example).all(axis=-1).any()
-    return loss * jax.numpy.where(breaks, np.nan, 1.0), metrics
+    return loss * jax.numpy.where(breaks, self.factor, 1.0), metrics
 
 
-def test_a_run_that_ends_keeps_its_checkpoints_and_names_the_batch(tmp_path):
+def _run_kwargs(model_dir, guard, breaks_at, factor=np.nan, **overrides):
+  """A run in which the batch of one step breaks."""
   model = _Breaks(optimizers.adamw(0.01))
+  model.factor = factor
 
   def get_dataset(*args, **kwargs):
     dataset = loop.datasets.get_dataset(*args, **kwargs)
-    # The first example of the third batch.
-    batches = [b['x'] for b in dataset.take(3).as_numpy_iterator()]
-    model.example = batches[2][0]
+    (batch,) = dataset.skip(breaks_at).take(1).as_numpy_iterator()
+    model.example = batch['x'][0]
     return dataset
 
-  kwargs = run_kwargs.run_kwargs(
-      tmp_path,
+  return run_kwargs.run_kwargs(
+      model_dir,
       model=model,
       train_dataset_cfg=run_kwargs.dataset_cfg(shuffle=False),
       get_dataset_fn=get_dataset,
-      save={'period': 2},
       trainer_cls=functools.partial(
           trainer_lib.Trainer,
           learning_rate_fn=lambda step: 0.01,
           num_microbatches=None,
-          guard=step_guard.StepGuard(max_in_a_row=0),
+          guard=guard,
       ),
+      **overrides,
+  )
+
+
+def test_a_run_that_ends_keeps_its_checkpoints_and_names_the_batch(tmp_path):
+  kwargs = _run_kwargs(
+      tmp_path,
+      step_guard.StepGuard(max_in_a_row=0),
+      breaks_at=2,
+      save={'period': 2},
   )
   with pytest.raises(step_guard.BadStepError, match='Step 2 is skipped: loss'):
     loop.train(**kwargs)
@@ -169,3 +195,74 @@ def test_a_run_that_ends_keeps_its_checkpoints_and_names_the_batch(tmp_path):
   kwargs['trainer_cls'].keywords['guard'] = step_guard.StepGuard()
   step, _ = loop.train(**kwargs)
   assert step == 4
+
+
+class _Crash(Exception):
+  pass
+
+
+class _Crashes(trainer_lib.Trainer):
+  """Does not train the third step."""
+
+  def train(self, batch_iter, num_steps, start_step=None):
+    if start_step == 2:
+      raise _Crash
+    return super().train(batch_iter, num_steps, start_step)
+
+
+@pytest.mark.parametrize(
+    'saves',
+    [
+        'orbax',
+        pytest.param('legacy', marks=pytest.mark.slow),
+        pytest.param('local', marks=pytest.mark.slow),
+    ],
+)
+def test_the_guard_of_a_resumed_run_decides_as_that_of_an_unbroken_one(
+    tmp_path, saves
+):
+  guard = step_guard.StepGuard(window=8, min_steps=3, norm_factor=20.0)
+  save = {'period': 2}
+  if saves == 'local':
+    disk = str(tmp_path / 'disk')
+    save = {'period': 6, 'local_period': 2, 'local_directory': disk}
+
+  def train(name, **overrides):
+    kwargs = _run_kwargs(
+        tmp_path / name,
+        guard,
+        breaks_at=4,
+        factor=1000.0,
+        save=save,
+        total_steps=6,
+        stats_period=2,
+        use_orbax=saves != 'legacy',
+    )
+    return loop.train(**{**kwargs, **overrides})[1]
+
+  unbroken = train('unbroken')
+  # A guard that began anew at step 2 would have no median at step 4.
+  assert int(unbroken.guard_memory.num_skipped) == 1
+  crashing = functools.partial(
+      _Crashes,
+      learning_rate_fn=lambda step: 0.01,
+      num_microbatches=None,
+      guard=guard,
+  )
+  with pytest.raises(_Crash):
+    train('resumed', trainer_cls=crashing)
+  resumed = train('resumed')
+  _assert_same(unbroken.guard_memory, resumed.guard_memory)
+  _assert_same(unbroken.params, resumed.params)
+
+
+def test_a_guard_may_come_and_go(tmp_path):
+  kwargs = _run_kwargs(tmp_path, None, breaks_at=9, total_steps=1)
+  for total_steps, guard in enumerate(
+      [None, step_guard.StepGuard(window=4, min_steps=1), None], start=1
+  ):
+    kwargs['trainer_cls'].keywords['guard'] = guard
+    _, state = loop.train(**{**kwargs, 'total_steps': total_steps})
+    assert (state.guard_memory is None) == (guard is None)
+    if guard:
+      assert int(state.guard_memory.num_taken) == 1
