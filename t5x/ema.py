@@ -7,8 +7,9 @@ run without it pays nothing.
     OPTIMIZER = @ema.EmaOptimizer()
     ema.EmaOptimizer.optimizer = @adafactor.Adafactor()
 
+The run's own evaluations take the average, unless `evaluate_average` is False.
 `use_ema`, a transformation of checkpoints, puts the average where the
-parameters were: for evaluation, inference or a run that starts from it.
+parameters were: for `t5x.eval`, inference or a run that starts from it.
 
 RefA: Polyak and Juditsky, "Acceleration of stochastic approximation by
 averaging" (1992); RefB: TensorFlow's `ExponentialMovingAverage`, whose decay
@@ -22,6 +23,7 @@ from flax import serialization
 import jax
 import jax.numpy as jnp
 
+from t5x import multihost
 from t5x import state_matching
 from t5x import stored_state
 from t5x.optimizer_def import Optimizer
@@ -41,9 +43,15 @@ class EmaOptimizer(OptimizerDef):
   Attributes:
     optimizer: the optimizer.
     decay: share of the old average that an update keeps, after enough updates.
+    evaluate_average: whether the run's own evaluations take the average.
   """
 
-  def __init__(self, optimizer: OptimizerDef, decay: float = 0.9999):
+  def __init__(
+      self,
+      optimizer: OptimizerDef,
+      decay: float = 0.9999,
+      evaluate_average: bool = True,
+  ):
     """Wraps an optimizer.
 
     The decay of update n (from 0) is the smaller of `decay` and n / (n + 9)
@@ -53,6 +61,7 @@ class EmaOptimizer(OptimizerDef):
     Args:
       optimizer: the optimizer.
       decay: see the class; between 0 and 1.
+      evaluate_average: see the class.
 
     Raises:
       ValueError: for a decay that is not.
@@ -63,6 +72,7 @@ class EmaOptimizer(OptimizerDef):
           ' averages over about 10,000 steps.'
       )
     self.optimizer, self.decay = optimizer, decay
+    self.evaluate_average = evaluate_average
     super().__init__(optimizer.hyper_params)
     if hasattr(optimizer, 'set_param_axes'):
       # Only then is the method there: it makes `params_axes` a must.
@@ -79,6 +89,22 @@ class EmaOptimizer(OptimizerDef):
   def trainable_mask(self, params: Any) -> Any:
     """Tells which parameters train, and are averaged."""
     return self.optimizer.trainable_mask(params)
+
+  def params_to_evaluate(self, params: Any, state: OptimizerState) -> Any:
+    """Returns the average, and what is frozen; see the base class.
+
+    Before the first update these are the parameters: the average may be of
+    others, which a checkpoint has replaced since.
+    """
+    count = multihost.get_local_data(state.param_states['ema_count'])
+    if not self.evaluate_average or not int(count):
+      return params
+    return jax.tree.map(
+        lambda trains, average, param: average if trains else param,
+        self.trainable_mask(params),
+        state.param_states['ema'],
+        params,
+    )
 
   def create(self, target: Any) -> Optimizer:
     """Binds to parameters, as the optimizer would keep them."""

@@ -74,6 +74,11 @@ class OptimizerDef(metaclass=abc.ABCMeta):
     """Tells which parameters train: a tree like `params` of bool."""
     return jax.tree.map(lambda _: True, params)
 
+  def params_to_evaluate(self, params: Any, state: OptimizerState) -> Any:
+    """Returns the parameters that a run's own evaluations take."""
+    del state  # Most definitions keep no others.
+    return params
+
   def update_hyper_params(self, **overrides: Any) -> Any:
     """Returns the hyper-parameters with some replaced, for one step."""
     return self.hyper_params.replace(**overrides)

@@ -1,6 +1,7 @@
 """What a training run measures now and then, on held-out data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import time
 from typing import Any
 
@@ -12,11 +13,30 @@ from t5x import datasets
 from t5x import evaluation
 from t5x import multihost
 from t5x import stopping
+from t5x import train_state as train_state_lib
 
 DatasetConfig = datasets.DatasetConfig
 
 # Holds the step whose evaluation was begun, until its metrics are written.
 OWED_FILE = 'evaluation_owed'
+
+
+def _to_evaluate(train_state: Any) -> Any:
+  """Returns the state to evaluate: a moving average, where there is one."""
+  # A state of another class is evaluated as it is.
+  if not isinstance(train_state, train_state_lib.FlaxOptimTrainState):
+    return train_state
+  return train_state.to_evaluate()
+
+
+@contextlib.contextmanager
+def _holding(trainer: Any, train_state: Any) -> Iterator[None]:
+  """Gives a trainer another state for a while."""
+  own, trainer.train_state = trainer.train_state, train_state
+  try:
+    yield
+  finally:
+    trainer.train_state = own
 
 
 class PeriodicEvaluation:
@@ -125,7 +145,7 @@ class PeriodicEvaluation:
     self._compiled = True
 
   def run(self, trainer: Any, train_state_axes: Any, step: int) -> bool:
-    """Evaluates the trainer's state.
+    """Evaluates the trainer's state, with the parameters it has for that.
 
     Args:
       trainer: holds the state and writes the metrics.
@@ -137,16 +157,18 @@ class PeriodicEvaluation:
     """
     start = time.time()
     stop = False
+    state = _to_evaluate(trainer.train_state)
     if self._train_eval:
-      summaries = trainer.eval(
-          {k: iter(v) for k, v in self._train_eval.items()}
-      )
+      with _holding(trainer, state):
+        summaries = trainer.eval(
+            {k: iter(v) for k, v in self._train_eval.items()}
+        )
       stop |= stopping.run_actions(
           'TRAIN_EVAL', self._actions, trainer.train_state, summaries
       )
     if self._evaluator:
       self._finish_pending()
-      future = self._evaluator.evaluate(trainer.train_state, train_state_axes)
+      future = self._evaluator.evaluate(state, train_state_axes)
       self._pending = (step, future)
       if not self._concurrent:
         metrics = self._finish_pending()

@@ -249,6 +249,14 @@ class FlaxOptimTrainState:
         flax_mutables=freeze(state_dict.get('flax_mutables', {})),
     )
 
+  def to_evaluate(self) -> 'FlaxOptimTrainState':
+    """Returns the state with the parameters that evaluations take."""
+    optimizer_def = self._optimizer.optimizer_def
+    params = optimizer_def.params_to_evaluate(
+        self.params, self._optimizer.state
+    )
+    return self.replace_params(params)
+
   def replace_params(self, params: Any) -> 'FlaxOptimTrainState':
     """Returns a state with other parameters."""
     return self.replace(_optimizer=self._optimizer.replace(target=params))

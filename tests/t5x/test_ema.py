@@ -2,9 +2,11 @@ import jax
 import numpy as np
 import pytest
 import run_kwargs
+import seqio
 import tiny_regression
 import tiny_task
 
+from t5x import actions
 from t5x import adafactor
 from t5x import checkpoint_config
 from t5x import checkpoints
@@ -102,6 +104,87 @@ def test_optimizers_that_need_axes_or_keep_nothing_can_be_wrapped():
   factored = ema.EmaOptimizer(adafactor.Adafactor()).create(params)
   moved = factored.apply_gradient(params, learning_rate=0.5)
   assert np.all(np.asarray(moved.target['kernel']) < 1)
+
+
+class _Records(actions.BaseAction):
+  """Keeps what it sees."""
+
+  def run(self, train_state, metrics_by_task):
+    self.step = int(train_state.step)
+    self.params = _host(train_state.params)
+    self.average = _host(train_state.param_states['ema'])
+    (self.metrics,) = metrics_by_task.values()
+    return False
+
+
+@pytest.mark.parametrize('evaluates', [True, False])
+def test_the_evaluations_of_a_run_take_the_average_if_they_shall(
+    tmp_path, evaluates
+):
+  validation = run_kwargs.dataset_cfg('validation')
+  loss, decoded = _Records(), _Records()
+  model = tiny_task.TinyModel(
+      ema.EmaOptimizer(optimizers.adamw(0.1), 0.5, evaluate_average=evaluates)
+  )
+  kwargs = run_kwargs.run_kwargs(
+      tmp_path,
+      model=model,
+      total_steps=2,
+      eval_period=2,
+      eval_steps=1,
+      train_eval_dataset_cfg=validation,
+      infer_eval_dataset_cfg=validation,
+      inference_evaluator_cls=lambda **kwargs: seqio.Evaluator(
+          target_field_name='tokens', **kwargs
+      ),
+      concurrent_metrics=False,
+      actions={'TRAIN_EVAL': [loss], 'INFER_EVAL': [decoded]},
+  )
+  _, state = loop.train(**kwargs)
+  data = seqio.get_mixture_or_task('tiny_plain_task').get_dataset(
+      tiny_task.feature_lengths(), 'validation', shuffle=False
+  )
+  (whole,) = data.batch(10).as_numpy_iterator()
+  first = {name: array[:8] for name, array in whole.items()}
+  params = decoded.average if evaluates else decoded.params
+  # Actions see the state that goes on.
+  for seen in (loss, decoded):
+    assert seen.step == 2
+    jax.tree.map(np.testing.assert_array_equal, seen.params, state.params)
+  np.testing.assert_allclose(
+      loss.metrics['loss'].value,
+      model.loss_fn(params, first, None)[0],
+      rtol=1e-5,
+  )
+  np.testing.assert_allclose(
+      decoded.metrics['mean_score'],
+      np.mean(model.score_batch(params, whole)),
+      rtol=1e-5,
+  )
+  other = decoded.params if evaluates else decoded.average
+  with pytest.raises(AssertionError):
+    np.testing.assert_allclose(
+        loss.metrics['loss'].value,
+        model.loss_fn(other, first, None)[0],
+        rtol=1e-3,
+    )
+
+
+def test_without_an_update_the_parameters_are_evaluated():
+  trainer = _trainer()
+  moved = jax.tree.map(lambda x: x + 1, trainer.train_state.params)
+  # As where a checkpoint gave parameters, and no state of an optimizer.
+  state = trainer.train_state.replace_params(moved)
+  jax.tree.map(
+      np.testing.assert_array_equal, state.to_evaluate().params, moved
+  )
+  trainer.train(tiny_regression.batches(1), 1).result()
+  # What is frozen stays as it is.
+  got, kept = trainer.train_state.to_evaluate(), trainer.train_state
+  name = tiny_regression.FROZEN
+  assert got.params[name]['kernel'] is kept.params[name]['kernel']
+  average = kept.param_states['ema']['head']['kernel']
+  assert got.params['head']['kernel'] is average
 
 
 def _flat(state):
