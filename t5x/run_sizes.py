@@ -2,7 +2,8 @@
 
 A mesh of `ici_mesh_shape` and `dcn_mesh_shape` says how many parts a batch is
 cut into, whatever hardware there is. The other layouts depend on the devices:
-`PjitPartitioner.get_data_layout` looks at those once they are known.
+`PjitPartitioner.get_data_layout` looks at those once they are known, and the
+trainer at its microbatches.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 _SHAPES = ('ici_mesh_shape', 'dcn_mesh_shape')
 _AXES = '(replica, data, model)'
+_PARTS = 'parts of ici and dcn mesh shape'
 
 
 def faults(
@@ -31,7 +33,7 @@ def faults(
   for name, size in batch_sizes.items():
     if not isinstance(size, int) or isinstance(size, bool):
       continue
-    divisors = {'parts of ici and dcn mesh shape': parts}
+    divisors = {_PARTS: parts}
     if name == 'train_dataset_cfg' and isinstance(num_microbatches, int):
       divisors['microbatches'] = max(1, num_microbatches)
     if size <= 0:
@@ -39,13 +41,50 @@ def faults(
       continue
     uneven = [f'{n} {told}' for told, n in divisors.items() if size % n]
     if uneven:
-      step = math.lcm(*divisors.values())
-      nearest = size // step * step, -(-size // step) * step
+      # Each microbatch is cut in turn.
+      nearest = _nearest_multiples(size, math.prod(divisors.values()))
       yield (
           f'{name}: batch_size = {size} does not divide into'
-          f' {" nor into ".join(uneven)}; nearest:'
-          f' {" or ".join(str(n) for n in nearest if n)}.'
+          f' {" nor into ".join(uneven)}; nearest: {nearest}.'
       )
+    elif len(divisors) == 2:
+      fault = microbatch_fault(size, divisors['microbatches'], parts, _PARTS)
+      if fault:
+        yield f'{name}: {fault}'
+
+
+def microbatch_fault(
+    batch_size: int, num_microbatches: int, parts: int, told: str
+) -> str | None:
+  """Tells that some devices would have no example of a microbatch.
+
+  Args:
+    batch_size: examples of a global batch; both others divide it.
+    num_microbatches: parts of it that are computed one after the other.
+    parts: devices, or groups of them, that each take a part of a microbatch.
+    told: what these are parts of, for the message.
+
+  Returns:
+    A sentence with the numbers that would do, or None if all have the same.
+  """
+  if batch_size % (num_microbatches * parts) == 0:
+    return None
+  possible = batch_size // parts
+  numbers = [n for n in range(1, possible + 1) if possible % n == 0]
+  below = [n for n in numbers if n < num_microbatches][-1:]
+  above = [n for n in numbers if n > num_microbatches][:1]
+  return (
+      f'batch_size = {batch_size} in num_microbatches = {num_microbatches} is'
+      f' {batch_size // num_microbatches} examples at a time, which do not'
+      f' divide into {parts} {told}. Set num_microbatches to'
+      f' {" or ".join(map(str, below + above))}, or batch_size to'
+      f' {_nearest_multiples(batch_size, num_microbatches * parts)}.'
+  )
+
+
+def _nearest_multiples(size: int, step: int) -> str:
+  nearest = size // step * step, -(-size // step) * step
+  return ' or '.join(str(n) for n in nearest if n)
 
 
 def _of_mesh(partitioner: Mapping[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import difflib
 import functools
+import math
 import time
 from typing import Any
 
@@ -25,6 +26,7 @@ from t5x import models
 from t5x import partitioning
 from t5x import preemption
 from t5x import reporting
+from t5x import run_sizes
 from t5x import step_guard
 from t5x import train_state as train_state_lib
 from t5x.actions import ActionMapType
@@ -412,6 +414,7 @@ class Trainer(BaseTrainer):
   @functools.cached_property
   def _partitioned_train_step(self) -> Any:
     def train_step(train_state, batch):
+      self._check_microbatches(batch)
       return train_with_lr(
           train_state,
           batch,
@@ -433,6 +436,23 @@ class Trainer(BaseTrainer):
         out_axis_resources=(self._train_state_axes, None),
         donate_argnums=(0,),
     )
+
+  def _check_microbatches(self, batch: models.Batch) -> None:
+    """Refuses microbatches of which some devices would have no example.
+
+    Raises:
+      ValueError: with the numbers that would do.
+    """
+    batch_size = jnp.shape(jax.tree.leaves(batch)[0])[0]
+    count = self._num_microbatches or 1
+    axes = np.atleast_1d(self._partitioner.data_partition_spec[0]).tolist()
+    parts = math.prod(self._partitioner.mesh.shape[axis] for axis in axes)
+    if batch_size % count or batch_size % parts:
+      return  # Told where the batch is cut.
+    told = f'parts of mesh axis {" and ".join(map(repr, axes))}'
+    fault = run_sizes.microbatch_fault(batch_size, count, parts, told)
+    if fault:
+      raise ValueError(f'Trainer: {fault}')
 
   @functools.cached_property
   def _partitioned_eval_step(self) -> Any:

@@ -94,9 +94,15 @@ def main() -> None:
       },
   )
   placed = partitioner(**both)
+  halves = tiny_regression.trainer(
+      tiny_regression.Regression(tiny_regression.optimizer()),
+      partitioner=runs['data'],
+      num_microbatches=2,
+  )
   report['errors'] = [
       error(lambda: placed.get_data_layout(9)),
       error(lambda: placed.get_mesh_axes(uneven)),
+      error(lambda: halves.train(tiny_regression.batches(1), 1)),
   ]
   print(json.dumps(report))
 

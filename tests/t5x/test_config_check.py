@@ -176,7 +176,10 @@ def test_a_batch_that_the_mesh_cannot_cut_is_told_before_devices(tmp_path):
       'trainer.Trainer.num_microbatches = 2',
   )
   assert 'batch_size = 41 does not divide into 16 parts' in message
-  assert 'nor into 2 microbatches; nearest: 32 or 48.' in message
+  assert 'nor into 2 microbatches; nearest: 32 or 64.' in message
+
+
+EIGHT_PARTS = {'ici_mesh_shape': (1, 4, 2), 'dcn_mesh_shape': [2, 1, 1]}
 
 
 @pytest.mark.parametrize(
@@ -190,6 +193,15 @@ def test_a_batch_that_the_mesh_cannot_cut_is_told_before_devices(tmp_path):
         ({}, 0, None, 'must be positive'),
         ({}, 9, 2, 'into 2 microbatches; nearest: 8 or 10'),
         ({}, 2, 4, 'nearest: 4.'),
+        (
+            EIGHT_PARTS,
+            48,
+            4,
+            'batch_size = 48 in num_microbatches = 4 is 12 examples at a time,'
+            ' which do not divide into 8 parts of ici and dcn mesh shape. Set'
+            ' num_microbatches to 3 or 6, or batch_size to 32 or 64.',
+        ),
+        (EIGHT_PARTS, 8, 2, 'num_microbatches to 1, or batch_size to 16.'),
     ],
 )
 def test_sizes_that_cannot_be(partitioner, batch_size, microbatches, message):
@@ -199,7 +211,6 @@ def test_sizes_that_cannot_be(partitioner, batch_size, microbatches, message):
 
 
 def test_sizes_that_can_be():
-  shapes = {'ici_mesh_shape': (1, 4, 2), 'dcn_mesh_shape': [2, 1, 1]}
   sizes = {'train_dataset_cfg': 16, 'infer_eval_dataset_cfg': 8}
-  assert not list(run_sizes.faults(shapes, sizes, 2))
+  assert not list(run_sizes.faults(EIGHT_PARTS, sizes, 2))
   assert not list(run_sizes.faults({'num_partitions': 4}, {'a': 3}, None))

@@ -175,9 +175,7 @@ def test_without_an_update_the_parameters_are_evaluated():
   moved = jax.tree.map(lambda x: x + 1, trainer.train_state.params)
   # As where a checkpoint gave parameters, and no state of an optimizer.
   state = trainer.train_state.replace_params(moved)
-  jax.tree.map(
-      np.testing.assert_array_equal, state.to_evaluate().params, moved
-  )
+  jax.tree.map(np.testing.assert_array_equal, state.to_evaluate().params, moved)
   trainer.train(tiny_regression.batches(1), 1).result()
   # What is frozen stays as it is.
   got, kept = trainer.train_state.to_evaluate(), trainer.train_state

@@ -371,10 +371,15 @@ def test_eight_devices_shard_as_the_rules_say(eight_devices):
 
 
 def test_errors_of_uneven_layouts_say_how_to_mend_them(eight_devices):
-  batch, axis = eight_devices['errors']
+  batch, axis, microbatches = eight_devices['errors']
   assert 'Batch size (9)' in batch
   assert "'data'" in batch
   assert 'nearest: 8 or 12' in batch
   assert axis.startswith('layer/kernel: ')
   assert "axis 'mlp' of size 5" in axis
   assert 'Pad it to 6' in axis
+  assert microbatches == (
+      'Trainer: batch_size = 8 in num_microbatches = 2 is 4 examples at a time,'
+      " which do not divide into 8 parts of mesh axis 'data'. Set"
+      ' num_microbatches to 1, or batch_size to 16.'
+  )
