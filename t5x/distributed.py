@@ -3,7 +3,8 @@
 The processes of a run find each other through `jax.distributed`
 (https://docs.jax.dev/en/latest/multi_process.html). Which ones there are is
 told by flags, or found: on a Cloud TPU host, in a SLURM step, under Open MPI.
-Everything else is one process.
+Everything else is one process. JAX is imported where it is used: `--help` names
+the limits below, and does without.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +17,6 @@ import threading
 from typing import Any
 
 from absl import logging
-import jax
 
 # What JAX waits as well, unless told otherwise.
 INITIALIZATION_TIMEOUT = 300
@@ -141,6 +141,8 @@ def _find_around() -> Cluster:
 
 def _is_tpu_host() -> bool:
   """Tells whether JAX will run on this machine's own TPU chips."""
+  import jax
+
   platforms = jax.config.jax_platforms
   return (
       (not platforms or 'tpu' in platforms.split(','))
@@ -166,6 +168,8 @@ def join(
   Raises:
     TimeoutError: if they did not.
   """
+  import jax
+
   arguments = cluster.arguments
   if arguments is None:
     return
@@ -245,6 +249,8 @@ def check_and_log(cluster: Cluster) -> None:
   Raises:
     ValueError: if this process was told another count than process 0.
   """
+  import jax
+
   told = (cluster.arguments or {}).get('num_processes')
   count = jax.process_count()
   if told is not None and told != count:

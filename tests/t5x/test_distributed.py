@@ -87,7 +87,7 @@ def test_a_tpu_host_leaves_the_rest_to_jax(monkeypatch, tmp_path, calls):
   monkeypatch.setattr(distributed, '_TPU_DEVICES', patterns)
   monkeypatch.setattr(distributed.importlib.util, 'find_spec', lambda _: True)
   config = types.SimpleNamespace(jax_platforms=None)
-  monkeypatch.setattr(distributed.jax, 'config', config)
+  monkeypatch.setattr(jax, 'config', config)
   cluster = distributed.find()
   assert cluster == distributed.Cluster('Cloud TPU', {})
   distributed.join(cluster)
