@@ -9,6 +9,14 @@ RUNS ?= runs
 DATA ?= data
 SAMPLE := $(DATA)/sample
 REPORT := $(RUNS)/report.html
+# Of `make chain`: t5, bert or tiny; where runs go; space-separated lists.
+MODEL ?= tiny
+ROOT ?= $(RUNS)/$(MODEL)
+WEIGHTS ?=
+IMAGES ?=
+STAGES ?=
+GIN_FLAGS ?=
+DRY_RUN ?=
 PICTURES := $(addprefix tasks/sample/,train2017 val2017 train2014)
 NARRATIVES := tasks/sample/localized_narratives/coco
 SOURCES := pixel_llm tasks t5x tests benchmarks
@@ -19,7 +27,7 @@ space := $(subst ,, )
 export PIXEL_LLM_DATA_DIR := $(abspath $(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train test lint format clean
+.PHONY: help setup data train chain test lint format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +74,12 @@ train: data ## Train tiny_trace, then tiny_refseg; evaluate; write the report.
 	  --model_dir $(RUNS)/tiny_trace --model_dir $(RUNS)/tiny_refseg \
 	  $(addprefix --image_dir ,$(PICTURES)) --max_samples 200 \
 	  --output $(REPORT)
+
+# The weights of other projects may be PyTorch's.
+chain: $(CONVERT_STAMP) ## From WEIGHTS of MODEL (t5, bert, tiny), stage by stage.
+	PYTHON=$(BIN)/python launch/chain.sh --model $(MODEL) --root $(ROOT) \
+	  $(addprefix --weights ,$(WEIGHTS)) $(addprefix --images ,$(IMAGES)) \
+	  $(if $(DRY_RUN),--dry_run) $(STAGES) $(if $(GIN_FLAGS),-- $(GIN_FLAGS))
 
 # One file, one process: what the tests of a file share is made once.
 test: $(CONVERT_STAMP) ## Run the tests (about fourteen minutes on two cores).

@@ -10,8 +10,9 @@
 #
 # Each stage starts from the one before it, and goes on where it was cut off:
 # give the same command again. On several hosts `weights`, `masks` and `report`
-# are for one of them, the others for all: name the stages. What stands behind
-# `--` are gin flags for every stage. docs/reproduce.md has the whole story.
+# are for one of them, the others for all: name the stages; what they read must be
+# there. What stands behind `--` are gin flags for every stage. docs/reproduce.md
+# has the whole story.
 
 set -euo pipefail
 
@@ -55,12 +56,67 @@ run_unless_dry() {
   [[ $dry_run ]] || "$@"
 }
 
-# Buckets have no `test -e`.
-exists() {
+# Whether a directory holds a complete checkpoint, as a run finds it; `test -d`
+# knows neither buckets nor saves that were cut off.
+has_checkpoint() {
+  local status=0
   "$python" -c '
 import sys
-from etils import epath
-sys.exit(not epath.Path(sys.argv[1]).exists())' "$1"
+from t5x import checkpoint_dirs
+found = checkpoint_dirs.latest_step(sys.argv[1]) is not None
+sys.exit(0 if found else 3)' "$1" || status=$?
+  ((status == 0 || status == 3)) || fail "cannot look for checkpoints in $1"
+  return "$status"
+}
+
+# The runs and imports that a stage reads.
+inputs_of() {
+  case $1 in
+    trace) echo start ;;
+    ref | densecap) echo trace ;;
+    masks) echo ref ;;
+    refseg) echo refseg_start ;;
+    report) ((!${#images[@]})) || echo trace ref refseg densecap ;;
+  esac
+}
+
+# The stage that makes a run or an import.
+maker_of() {
+  case $1 in
+    start) echo weights ;;
+    refseg_start) echo masks ;;
+    *) echo "$1" ;;
+  esac
+}
+
+# Refuses named stages whose input no earlier one made, or makes now.
+check_inputs() {
+  local stage input maker
+  for stage in "${STAGES[@]}"; do
+    is_wanted "$stage" || continue
+    for input in $(inputs_of "$stage"); do
+      maker=$(maker_of "$input")
+      is_wanted "$maker" || has_checkpoint "$root/$input" ||
+        fail "stage $stage reads $root/$input, where no checkpoint_<step> is complete." \
+          "Make it with: $(command_of "$maker")"
+    done
+  done
+}
+
+is_wanted() { [[ " ${stages[*]} " == *" $1 "* ]]; }
+
+# The command of one stage, with the options of this one.
+command_of() {
+  local words=(launch/chain.sh --model "$model" --root "$root") source
+  for source in ${sources[@]+"${sources[@]}"}; do
+    words+=(--weights "$source")
+  done
+  if ((!${#sources[@]})) && [[ $1 == weights || $1 == masks ]]; then
+    words+=(--weights PATH)
+  fi
+  words+=("$1")
+  ((!${#gin_flags[@]})) || words+=(-- "${gin_flags[@]}")
+  printf '%q ' "${words[@]}"
 }
 
 recipe() { printf 'gin/pixel_llm_%s_%s.gin' "$model" "$1"; }
@@ -71,7 +127,7 @@ import_sources() {
   shift 2
   local command=("$python" -m pixel_llm.pretrained.import_weights
     "--gin_file=$(recipe "$name")" "$@")
-  if exists "$root/$output/checkpoint_0"; then
+  if has_checkpoint "$root/$output"; then
     echo "$root/$output is there already"
   elif [[ $dry_run && $output == start ]]; then
     run "${command[@]}"
@@ -158,8 +214,10 @@ done
 [[ -f gin/runs/train.gin ]] || fail 'start it in the root of the repository'
 python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
 
+# A dry run has made nothing.
+[[ $dry_run ]] || check_inputs
 for stage in "${STAGES[@]}"; do
-  [[ " ${stages[*]} " == *" $stage "* ]] || continue
+  is_wanted "$stage" || continue
   echo "==== $stage ===="
   case $stage in
     trace) train trace start ;;

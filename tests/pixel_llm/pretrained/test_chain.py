@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shlex
 import stat
 import subprocess
@@ -10,20 +9,19 @@ import sys
 
 import pytest
 import safetensors.torch
+import shallow_runs
 import torch_models
 import transformers
 
 from t5x import checkpoints
 
-ROOT = pathlib.Path(__file__).parents[3]
-PICTURES = [
-    f'tasks/sample/{name}' for name in ('train2017', 'val2017', 'train2014')
-]
+ROOT = shallow_runs.ROOT
+FOLDERS = ('train2017', 'val2017', 'train2014')
 
-# Writes what it is called with; `python -c` is the question whether a path
-# exists, answered by a file of the paths that do.
+# Writes what it is called with; `python -c` is the question whether a directory
+# holds a checkpoint, answered by a file of those that do.
 STAND_IN = """#!/bin/bash
-if [[ $1 == -c ]]; then grep -qx "$3" "$EXISTING"; exit; fi
+if [[ $1 == -c ]]; then grep -qx "$3" "$EXISTING" || exit 3; exit 0; fi
 printf '%s\\n' "$*" >> "$CALLS"
 [[ -z $FAILING || "$*" != *"$FAILING"* ]]
 """
@@ -113,7 +111,7 @@ def test_every_stage_starts_from_the_one_before_it(chain):
 
 
 def test_imported_weights_are_kept_and_training_goes_on_by_itself(chain):
-  existing = [f'gs://b/t5/{x}/checkpoint_0' for x in ('start', 'refseg_start')]
+  existing = [f'gs://b/t5/{x}' for x in ('start', 'refseg_start')]
   _, calls = chain(*ARGS, existing=existing)
   assert [call[1] for call in calls] == ['t5x.train'] * 4
 
@@ -140,11 +138,80 @@ def test_a_dry_run_writes_nothing(chain):
 
 
 def test_stages_may_be_named(chain):
-  _, calls = chain(*ARGS, 'refseg', 'masks')
+  # `masks` makes what `refseg` reads.
+  result, calls = chain(*ARGS, 'refseg', 'masks', existing=['gs://b/t5/ref'])
+  assert result.returncode == 0, result.stderr
   assert [call[1] for call in calls] == [
       'pixel_llm.pretrained.import_weights',
       't5x.train',
   ]
+
+
+def options(stage, weights=('sam.pth', 't5/')):
+  """The command that makes a stage, as the script proposes it."""
+  sources = ''.join(f'--weights {source} ' for source in weights)
+  return (
+      f'launch/chain.sh --model t5 --root gs://b/t5 {sources}{stage} --'
+      ' --gin.BATCH_SIZE=8'
+  )
+
+
+@pytest.mark.parametrize(
+    'stage, existing, missing, maker',
+    [
+        ('trace', (), 'start', 'weights'),
+        ('ref', ('start',), 'trace', 'trace'),
+        ('masks', ('start', 'trace'), 'ref', 'ref'),
+        ('refseg', ('start', 'trace', 'ref'), 'refseg_start', 'masks'),
+        ('densecap', ('start',), 'trace', 'trace'),
+        ('report', ('trace', 'ref', 'refseg'), 'densecap', 'densecap'),
+    ],
+)
+def test_a_named_stage_needs_what_it_reads(
+    chain, stage, existing, missing, maker
+):
+  result, calls = chain(
+      *ARGS,
+      *('--images', 'coco', stage, '--', '--gin.BATCH_SIZE=8'),
+      existing=[f'gs://b/t5/{name}' for name in existing],
+  )
+  assert result.returncode == 2
+  assert f'stage {stage} reads gs://b/t5/{missing}, where no' in result.stderr
+  assert f'Make it with: {options(maker)}' in result.stderr
+  assert not calls
+
+
+def test_the_proposed_command_leaves_a_place_for_weights(chain):
+  args = ['--model', 't5', '--root', 'gs://b/t5', 'trace']
+  result, _ = chain(*args, '--', '--gin.BATCH_SIZE=8')
+  assert f'Make it with: {options("weights", ["PATH"])}' in result.stderr
+
+
+def test_only_complete_checkpoints_count(tmp_path):
+  (tmp_path / 'ref/checkpoint_4.orbax-checkpoint-tmp-0').mkdir(parents=True)
+  command = [*('launch/chain.sh', '--model', 'tiny', '--root', str(tmp_path))]
+  command += ['--weights', str(tmp_path / 'none'), 'masks']
+
+  def run():
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, 'PYTHON': sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.returncode, result.stdout + result.stderr
+
+  status, told = run()
+  assert status == 2
+  assert f'reads {tmp_path}/ref, where no checkpoint_<step> is complete' in told
+  (tmp_path / 'ref/checkpoint_4').mkdir()
+  (tmp_path / 'refseg_start/checkpoint_0').mkdir(parents=True)
+  assert run() == (
+      0,
+      f'==== masks ====\n{tmp_path}/refseg_start is there already\n',
+  )
 
 
 @pytest.mark.parametrize(
@@ -165,24 +232,47 @@ def test_wrong_usage_is_told_before_anything_runs(chain, args, message):
   assert not calls
 
 
-# One layer of everything, four steps: the compiler is what takes the time.
-SMALL = {
-    'TINY_IMAGE_SIZE': 64,
-    'eva02_vit.Eva02Vit.depth': 1,
+def test_storage_that_cannot_be_read_is_not_taken_for_empty():
+  command = [*('launch/chain.sh', '--model', 'tiny', '--root', 'r', 'ref')]
+  result = subprocess.run(
+      command,
+      cwd=ROOT,
+      env={**os.environ, 'PYTHON': 'false'},
+      capture_output=True,
+      text=True,
+      check=False,
+  )
+  assert result.returncode == 2
+  assert 'error: cannot look for checkpoints in r/trace' in result.stderr
+  assert 'Make it with' not in result.stderr
+
+
+def test_make_hands_the_chain_its_variables():
+  result = subprocess.run(
+      [
+          *('make', '--dry-run', '--assume-old=.venv/.installed-convert'),
+          *('chain', 'MODEL=t5', 'ROOT=gs://b/t5', 'WEIGHTS=sam.pth t5/'),
+          *('IMAGES=a b', 'STAGES=masks refseg', 'DRY_RUN=yes'),
+          'GIN_FLAGS=--gin.BATCH_SIZE=8',
+      ],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=True,
+  )
+  assert shlex.split(result.stdout.replace('\\\n', ' ')) == [
+      *('PYTHON=.venv/bin/python', 'launch/chain.sh', '--model', 't5'),
+      *('--root', 'gs://b/t5', '--weights', 'sam.pth', '--weights', 't5/'),
+      *('--images', 'a', '--images', 'b', '--dry_run', 'masks', 'refseg'),
+      *('--', '--gin.BATCH_SIZE=8'),
+  ]
+
+
+SIZES = {
+    **shallow_runs.SIZES,
+    **shallow_runs.MASK_SIZES,
     # As EVA02-CLIP has it.
     'eva02_vit.Eva02Vit.attention_norm': True,
-    'sam_image_encoder.SamImageEncoder.depth': 1,
-    'sam_image_encoder.SamImageEncoder.global_block_indexes': (0,),
-    'prompt_adapter.PromptAdapter.depth': 1,
-    'mask_adapter.MaskAdapter.depth': 1,
-    't5_text_head.T5TextConfig.num_encoder_layers': 1,
-    't5_text_head.T5TextConfig.num_decoder_layers': 1,
-    'TRAIN_STEPS': 4,
-    'WARMUP_STEPS': 1,
-    'SAVE_PERIOD': 2,
-    'EVAL_PERIOD': 4,
-    'EVAL_STEPS': 1,
-    'train_script.train.stats_period': 1,
 }
 
 
@@ -237,18 +327,7 @@ def save_torch_models(path):
 @pytest.fixture(scope='module', name='data_dir')
 def _data_dir(tmp_path_factory):
   data_dir = tmp_path_factory.mktemp('data')
-  narratives = 'tasks/sample/localized_narratives/coco_train_localized_'
-  shards = [f'{narratives}narratives-0000{n}-of-00004.jsonl' for n in range(4)]
-  train = {
-      'refcoco': 'tasks/sample/refcoco/merge_coco_img_safe_train.json',
-      'ln': ','.join(shards),
-      'vg': 'tasks/sample/vg/train.json',
-  }
-  for kind, files in train.items():
-    command = [sys.executable, '-m', 'tasks.build', kind, '--images', *PICTURES]
-    command += ['--output', str(data_dir / 'sample' / kind)]
-    command += ['--split', f'train={files}']
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+  shallow_runs.build_sample(data_dir, ('refcoco', 'ln', 'vg'), FOLDERS)
   return data_dir
 
 
@@ -258,9 +337,9 @@ def test_one_command_goes_from_torch_weights_to_the_report(tmp_path, data_dir):
   command = ['launch/chain.sh', '--model', 'tiny', '--root', str(root)]
   for source in save_torch_models(tmp_path):
     command += ['--weights', str(source)]
-  for folder in PICTURES:
-    command += ['--images', folder]
-  command += ['--', *(f'--gin.{k}={v!r}' for k, v in SMALL.items())]
+  for folder in FOLDERS:
+    command += ['--images', f'tasks/sample/{folder}']
+  command += ['--', *(f'--gin.{k}={v!r}' for k, v in SIZES.items())]
   environment = {
       **os.environ,
       'PYTHON': sys.executable,
