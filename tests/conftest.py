@@ -6,6 +6,8 @@ tests with programs as a training run has them.
 """
 
 import os
+import pathlib
+import sys
 
 import hypothesis
 
@@ -14,6 +16,9 @@ os.environ.setdefault(
     '--xla_backend_optimization_level=0'
     ' --xla_llvm_disable_expensive_passes=true',
 )
+
+# Tests share modules that stand here. Last: `tests/t5x` is not the package.
+sys.path.append(str(pathlib.Path(__file__).parent))
 
 # The same examples every time, so that a failure is a change's and not the
 # draw's. `--hypothesis-profile=default` searches further.

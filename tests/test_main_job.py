@@ -10,33 +10,16 @@ import subprocess
 import sys
 
 import pytest
+import shallow_runs
 
-ROOT = pathlib.Path(__file__).parents[1]
-PICTURES = [f'tasks/sample/{name}' for name in ('train2017', 'val2017')]
+ROOT = shallow_runs.ROOT
+FOLDERS = ('train2017', 'val2017')
 
-# One layer of everything: the compiler's time is what a test waits for.
-SHALLOW = {
-    'TINY_IMAGE_SIZE': 64,
-    'eva02_vit.Eva02Vit.depth': 1,
-    'sam_image_encoder.SamImageEncoder.depth': 1,
-    'sam_image_encoder.SamImageEncoder.global_block_indexes': (0,),
-    'prompt_adapter.PromptAdapter.depth': 1,
-    'prompt_adapter.PromptAdapter.num_outputs': 4,
-    't5_text_head.T5TextConfig.num_encoder_layers': 1,
-    't5_text_head.T5TextConfig.num_decoder_layers': 1,
-    'TRAIN_STEPS': 4,
-    'WARMUP_STEPS': 1,
-    'SAVE_PERIOD': 2,
-    'EVAL_PERIOD': 4,
-    'EVAL_STEPS': 1,
-    'train_script.train.stats_period': 1,
-}
 # A run that repeats another's losses need not be scored.
 UNSCORED = {
     'train_script.train.infer_eval_dataset_cfg': None,
     'train_script.train.train_eval_dataset_cfg': None,
 }
-MASKS = {'mask_adapter.MaskAdapter.depth': 1}
 
 
 def run(module, *args, data_dir):
@@ -82,24 +65,7 @@ def metrics(path, name):
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
   data_dir = tmp_path_factory.mktemp('data')
-  narratives = 'tasks/sample/localized_narratives/coco_train_localized_'
-  shards = [f'{narratives}narratives-0000{n}-of-00004.jsonl' for n in range(4)]
-  annotations = {
-      'refcoco': 'tasks/sample/refcoco/merge_coco_img_safe_train.json',
-      'ln': ','.join(shards),
-  }
-  for kind, files in annotations.items():
-    run(
-        'tasks.build',
-        kind,
-        '--images',
-        *PICTURES,
-        '--output',
-        str(data_dir / 'sample' / kind),
-        '--split',
-        f'train={files}',
-        data_dir=data_dir,
-    )
+  shallow_runs.build_sample(data_dir, ('refcoco', 'ln'), FOLDERS)
   return data_dir
 
 
@@ -109,15 +75,15 @@ def runs(tmp_path_factory, data_dir):
   # A relative path, as people write it.
   root = tmp_path_factory.mktemp('runs')
   relative = pathlib.Path(os.path.relpath(root, ROOT))
-  train('trace', relative / 'trace', data_dir, **SHALLOW)
-  train('trace', root / 'again', data_dir, **SHALLOW, **UNSCORED)
+  train('trace', relative / 'trace', data_dir, **shallow_runs.SIZES)
+  train('trace', root / 'again', data_dir, **shallow_runs.SIZES, **UNSCORED)
   train(
       'refseg',
       root / 'refseg',
       data_dir,
       INITIAL_CHECKPOINT_PATH=str(relative / 'trace'),
-      **SHALLOW,
-      **MASKS,
+      **shallow_runs.SIZES,
+      **shallow_runs.MASK_SIZES,
   )
   return root
 
@@ -175,7 +141,7 @@ def test_the_report_shows_every_sample_in_one_file(runs, data_dir, tmp_path):
       'pixel_llm.evaluation.report',
       f'--model_dir={runs / "trace"}',
       f'--model_dir={runs / "refseg"}',
-      *(f'--image_dir={folder}' for folder in PICTURES),
+      *(f'--image_dir=tasks/sample/{folder}' for folder in FOLDERS),
       '--max_samples=200',
       f'--output={output}',
       data_dir=data_dir,
@@ -190,7 +156,9 @@ def test_the_report_shows_every_sample_in_one_file(runs, data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_with_the_bert_head_is_scored_in_word_pieces(data_dir, tmp_path):
-  settings = {k: v for k, v in SHALLOW.items() if 't5_text_head' not in k}
+  settings = {
+      k: v for k, v in shallow_runs.SIZES.items() if 't5_text_head' not in k
+  }
   train_file('tests/tiny_bert.gin', tmp_path, data_dir, **settings)
   scores = tmp_path / 'inference_eval/ln_sample_trace_bert-metrics.jsonl'
   assert metrics(scores, 'num_trace_examples') == {4: 17.0}

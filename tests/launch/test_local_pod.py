@@ -1,7 +1,6 @@
 """`launch/local_pod.sh`: real processes, and what becomes of them."""
 
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -9,8 +8,9 @@ import sys
 import time
 
 import pytest
+import shallow_runs
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = shallow_runs.ROOT
 T5X_TESTS = ROOT / 'tests/t5x'
 LOCAL_POD = ROOT / 'launch/local_pod.sh'
 
@@ -112,16 +112,8 @@ def test_devices_are_counted_over_all_processes(tmp_path, expected, status):
 
 @pytest.mark.slow
 def test_four_processes_train_the_tiny_recipe(tmp_path):
-  subprocess.run(
-      [
-          *(sys.executable, '-m', 'tasks.build', 'refcoco', '--images'),
-          *('tasks/sample/train2017', 'tasks/sample/val2017'),
-          f'--output={tmp_path}/data/sample/refcoco',
-          '--split',
-          'train=tasks/sample/refcoco/merge_coco_img_safe_train.json',
-      ],
-      cwd=ROOT,
-      check=True,
+  shallow_runs.build_sample(
+      tmp_path / 'data', ('refcoco',), ('train2017', 'val2017')
   )
   unscored = [
       f'--gin.train_script.train.{name}_dataset_cfg=None'
