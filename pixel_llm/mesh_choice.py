@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ MESH_FILE = 'gin/mesh/data.gin'
 
 # What the scripts of t5x write before what a user can mend.
 _ERROR = 'error: '
+# Last lines of a process that ended without it.
+_TAIL = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,16 +104,33 @@ def compile_step(
     except subprocess.TimeoutExpired as error:
       raise CompileError(f'not compiled in {timeout:.0f} s') from error
     if not os.path.exists(path):
-      raise CompileError(_reason(done.stderr, done.returncode))
+      settings = ', '.join(bindings) or 'no bindings'
+      raise CompileError(
+          _reason(done.stderr, done.returncode, f'{topology}, {settings}')
+      )
     with open(path, encoding='utf-8') as file:
       return json.load(file)
 
 
-def _reason(stderr: str, status: int) -> str:
-  """Returns the message that a process ended with."""
-  lines = stderr.strip().splitlines() or [f'no report, status {status}']
+def _reason(stderr: str, status: int, compiled: str) -> str:
+  """Returns the message that a process ended with, or how it ended.
+
+  Args:
+    stderr: what it wrote.
+    status: its exit status; minus the number of the signal that ended it.
+    compiled: for what, and with which settings.
+  """
+  lines = stderr.strip().splitlines()
   told = [line for line in lines if line.startswith(_ERROR)]
-  return told[0].removeprefix(_ERROR) if told else lines[-1]
+  if told:
+    return told[0].removeprefix(_ERROR)
+  end = f'with status {status}'
+  if status < 0:
+    end = f'by signal {-status} ({signal.strsignal(-status)})'
+  head = f't5x.precompile for {compiled} ended {end}, without a report'
+  if not lines:
+    return f'{head} or a word'
+  return '\n  '.join((f'{head}; its last lines:', *lines[-_TAIL:]))
 
 
 def describe_mesh(report: Mapping[str, Any]) -> str:

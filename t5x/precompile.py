@@ -6,11 +6,13 @@ takes the flags and gin files of `t5x.train`. Nothing is allocated, read or
 run: see docs/precompile.md.
 """
 
+import importlib.metadata
 import json
 import sys
 
 from absl import flags
 
+from t5x import child_process
 from t5x import script
 
 __getattr__ = script.lazy_attributes(
@@ -29,6 +31,10 @@ def main() -> None:
     )
   # Before JAX finds its devices.
   topology.prepare(flags.FLAGS.topology)
+  if topology.needs_libtpu(flags.FLAGS.topology):
+    if not child_process.is_child():
+      _leave_to_child()
+    child_process.end_with_parent()
   # One process describes all of them, wherever it runs.
   script.start(
       'train',
@@ -55,6 +61,31 @@ def main() -> None:
       file.write('\n')
   if not all(step.fits for step in report.steps):
     sys.exit(1)
+
+
+def _leave_to_child() -> None:
+  """Compiles in a child process, and ends with its status.
+
+  Raises:
+    ChildProcessError: if a signal ended the child.
+  """
+  status = child_process.run()
+  if status >= 0:
+    sys.exit(status)
+  files = ', '.join(flags.FLAGS.gin_file or ())
+  settings = ', '.join(flags.FLAGS.gin_bindings)
+  version = importlib.metadata.version('libtpu')
+  told = child_process.describe_signal(
+      -status,
+      f'libtpu {version}',
+      'That is a fault of the compiler, which the same run, cut another way,'
+      ' may not meet: set another num_partitions, parameter_partitioning_dims,'
+      ' remat_policy or num_microbatches, or install another libtpu.',
+  )
+  raise ChildProcessError(
+      f'Compiling {files} for {flags.FLAGS.topology}'
+      f' ({settings or "no gin bindings"}): {told}'
+  )
 
 
 def _memory_limit() -> int | None:

@@ -21,6 +21,8 @@ from t5x import script
 
 _NAME = re.compile(r'(?P<kind>[a-z0-9]+):(?P<size>\d+(x\d+)*)')
 
+_INSTALL = "pip install -c constraints.txt 'jax[tpu]'"
+
 # What libtpu asks of the machine it thinks it runs on. Nothing runs here, so
 # several processes may load it, and no cloud is asked.
 _LIBTPU_ENVIRONMENT = {
@@ -88,9 +90,21 @@ def prepare(name: str) -> None:
   elif importlib.util.find_spec('libtpu') is None:
     raise ModuleNotFoundError(
         f'--topology={name} needs libtpu, the compiler of TPUs. Install it:'
-        " pip install -c constraints.txt 'jax[tpu]' (Linux, x86-64; no TPU is"
-        ' needed), or try --topology=cpu:8.'
+        f' {_INSTALL} (Linux, x86-64; no TPU is needed), or try'
+        ' --topology=cpu:8.'
     )
+
+
+def needs_libtpu(name: str) -> bool:
+  """Tells whether libtpu compiles for a topology.
+
+  Args:
+    name: as for `get_topology`.
+
+  Raises:
+    ValueError: if the name is not one of a topology.
+  """
+  return _parse(name)[0] != 'cpu'
 
 
 def get_topology(name: str, num_slices: int = 1) -> Topology:
@@ -103,6 +117,7 @@ def get_topology(name: str, num_slices: int = 1) -> Topology:
 
   Raises:
     ValueError: if there is no such slice.
+    OSError: if libtpu does not work.
   """
   kind, size = _parse(name)
   if kind == 'cpu':
@@ -131,8 +146,11 @@ def get_topology(name: str, num_slices: int = 1) -> Topology:
           topology_name=name, platform='tpu', **options
       )
   except jax.errors.JaxRuntimeError as error:
-    raise ValueError(
-        f'libtpu knows no slice {name!r}: {str(error).splitlines()[0]}'
+    told = str(error).splitlines()[0]
+    if told.startswith('INVALID_ARGUMENT'):
+      raise ValueError(f'libtpu knows no slice {name!r}: {told}') from error
+    raise OSError(
+        f'libtpu cannot describe {name!r}: {told}. Install it anew: {_INSTALL}'
     ) from error
   chip = chips.TPUS[kind]
   return Topology(name, found.devices, chip.per_device(), size)

@@ -200,6 +200,47 @@ def test_a_sweep_compiles_and_proposes(capsys):
   assert 'no published figures' in out
 
 
+@pytest.fixture
+def compiler_that(tmp_path, monkeypatch):
+  """Has a stand-in for t5x.precompile run shell commands."""
+
+  def make(script):
+    python = tmp_path / 'python'
+    python.write_text(f'#!/bin/sh\n{script}\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(mesh_choice.sys, 'executable', str(python))
+    return lambda: mesh_choice.compile_step(
+        ('gin/a.gin',), ('NUM_PARTITIONS = 1',), 'v5e:8x8'
+    )
+
+  return make
+
+
+def test_a_compiler_that_dies_leaves_its_signal_and_last_words(compiler_that):
+  run = compiler_that('seq 20 >&2; kill -SEGV $$')
+  with pytest.raises(mesh_choice.CompileError) as error:
+    run()
+  first, *rest = str(error.value).splitlines()
+  assert first == (
+      't5x.precompile for v5e:8x8, NUM_PARTITIONS = 1 ended by signal 11'
+      ' (Segmentation fault), without a report; its last lines:'
+  )
+  assert [line.strip() for line in rest] == [str(n) for n in range(13, 21)]
+
+
+def test_a_compiler_that_says_what_to_mend_is_quoted(compiler_that):
+  run = compiler_that('echo noise >&2; echo "error: mend it" >&2; exit 1')
+  with pytest.raises(mesh_choice.CompileError, match='^mend it$'):
+    run()
+
+
+def test_a_compiler_that_fails_silently_leaves_its_status(compiler_that):
+  with pytest.raises(
+      mesh_choice.CompileError, match='with status 3.*or a word$'
+  ):
+    compiler_that('exit 3')()
+
+
 @pytest.mark.slow
 def test_a_topology_that_is_none_is_an_error_of_the_compiler():
   files = ('gin/pixel_llm_tiny_trace.gin', mesh_choice.MESH_FILE)

@@ -9,10 +9,15 @@ import sys
 HERE = pathlib.Path(__file__).parent
 
 
-def environment():
-  """This process's, with the tests' modules and `t5x` importable."""
+def environment(*first):
+  """This process's, with the tests' modules and `t5x` importable.
+
+  Args:
+    *first: directories whose modules come before all others.
+  """
   root = HERE.parent.parent
-  paths = [str(HERE), str(root), os.environ.get('PYTHONPATH', '')]
+  paths = [*map(str, first), str(HERE), str(root)]
+  paths.append(os.environ.get('PYTHONPATH', ''))
   return {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
 
 
@@ -44,12 +49,21 @@ def logged(model_dir):
   return found
 
 
-def run(module, *args, cwd=HERE, options=(), timeout=120):
-  """Runs `python options… -m module args…` to its end."""
+def run(module, *args, cwd=HERE, options=(), timeout=120, first=()):
+  """Runs `python options… -m module args…` to its end.
+
+  Args:
+    module: by its full name.
+    *args: its arguments.
+    cwd: the working directory.
+    options: of Python.
+    timeout: seconds.
+    first: see `environment`.
+  """
   return subprocess.run(
       [sys.executable, *options, '-m', module, *args],
       cwd=cwd,
-      env=environment(),
+      env=environment(*first),
       capture_output=True,
       text=True,
       timeout=timeout,

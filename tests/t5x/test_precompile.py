@@ -12,12 +12,13 @@ from t5x import precompile as script
 from t5x import precompiling
 
 
-def precompile(*args, timeout=300):
+def precompile(*args, timeout=300, first=()):
   return scripts.run(
       't5x.precompile',
       '--verbosity=-1',
       *args,
       timeout=timeout,
+      first=first,
   )
 
 
@@ -124,6 +125,66 @@ def test_a_step_fits_if_all_its_memory_does():
   assert compiled(compiled_step.Memory(**memory, limit=None)).fits
   within = compiled_step.Memory(**memory, limit=1000)
   assert not compiled(within, 'Ran out of memory').fits
+
+
+# What JAX asks of libtpu: once when it is imported, then to describe a slice.
+_STAND_IN = """
+import os
+asked = 0
+def get_library_path():
+  global asked
+  asked += 1
+  if asked > 1:
+    {then}
+  return '/nowhere/libtpu.so'
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+  """Makes a libtpu that does something when it is asked for a slice."""
+
+  def make(then):
+    package = tmp_path / 'libtpu'
+    package.mkdir()
+    (package / '__init__.py').write_text(_STAND_IN.format(then=then))
+    about = tmp_path / 'libtpu-9.9.dist-info'
+    about.mkdir()
+    (about / 'METADATA').write_text('Name: libtpu\nVersion: 9.9\n')
+    return tmp_path
+
+  return make
+
+
+@pytest.mark.slow
+def test_a_compiler_that_crashes_is_told_with_what_it_compiled(stand_in):
+  result = precompile(
+      '--gin_file=tiny_t5.gin',
+      '--gin.BATCH_SIZE=8',
+      '--topology=v5e:2x2',
+      first=[stand_in('os.kill(os.getpid(), 11)')],
+  )
+  assert result.returncode == 1
+  (told,) = [
+      line for line in result.stderr.splitlines() if line.startswith('error: ')
+  ]
+  assert 'Compiling tiny_t5.gin for v5e:2x2 (BATCH_SIZE = 8)' in told
+  assert 'libtpu 9.9 crashed: signal 11 (Segmentation fault)' in told
+  assert 'set another num_partitions' in told
+
+
+@pytest.mark.slow
+def test_a_compiler_that_does_not_load_is_told_with_the_mend(stand_in):
+  result = precompile(
+      '--gin_file=tiny_t5.gin',
+      '--topology=v5e:2x2',
+      first=[stand_in('pass')],
+  )
+  assert result.returncode == 1
+  assert 'error: libtpu cannot describe' in result.stderr
+  assert 'Failed to open /nowhere/libtpu.so' in result.stderr
+  assert 'Install it anew: pip install' in result.stderr
+  assert 'Traceback' not in result.stderr
 
 
 # ---- The real compiler ------------------------------------------------------
