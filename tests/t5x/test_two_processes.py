@@ -93,5 +93,8 @@ def test_a_batch_that_is_bad_on_one_process_is_skipped_by_both(both):
   for report in guarded:
     assert report['error'].startswith('BadStepError: Step 2 is skipped: loss n')
     assert '2 in a row' in report['error']
+    assert report['remembered'] == dict.fromkeys(
+        ('orbax', 'legacy', 'local'), True
+    )
     # Each names its own rows.
     assert f"y here: {report['ids']}" in report['error']

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import tiny_regression
 
+from t5x import checkpoint_reader
 from t5x import checkpoints
 from t5x import legacy_writer
 from t5x import local_tier
@@ -76,7 +77,44 @@ def error(call):
   return None
 
 
-def guarded(index, partitioner):
+def remembered(state, partitioner, directory):
+  """Tells of every kind of save whether both read the guard's memory there."""
+  shape = jax.eval_shape(lambda: state.replace(guard_memory=None))
+  step = int(state.step)
+  managers = {
+      'orbax': checkpoints.OrbaxCheckpointManagerInterface(
+          f'{directory}/guarded_orbax', shape, partitioner
+      ),
+      'legacy': checkpoints.Checkpointer(
+          shape, partitioner, f'{directory}/guarded_legacy'
+      ),
+  }
+  found = {}
+  for name, manager in managers.items():
+    manager.save(state)
+    if name == 'orbax':
+      manager.close()
+    found[name] = step_guard.GuardMemory.from_stored(
+        checkpoint_reader.read_tree(
+            f'{directory}/guarded_{name}/checkpoint_{step}'
+        )
+    )
+  tier = local_tier.LocalTier(
+      f'{directory}/guarded_disk', f'{directory}/run', shape, partitioner
+  )
+  tier.save(state)
+  tier.wait_until_finished()
+  multihost.sync_global_devices('guarded')
+  found['local'] = tier.restore_newest(1).guard_memory
+  tier.close()
+  want = jax.tree.map(multihost.get_local_data, state.guard_memory)
+  return {
+      name: jax.tree.all(jax.tree.map(np.array_equal, memory, want))
+      for name, memory in found.items()
+  }
+
+
+def guarded(index, partitioner, directory):
   """Trains past a batch that is bad on process 1 only, then ends at one."""
   trainer = tiny_regression.trainer(
       tiny_regression.Regression(tiny_regression.optimizer()),
@@ -106,6 +144,7 @@ def guarded(index, partitioner):
       'ids': host[2]['y'].tolist(),
       'step': int(trainer.train_state.step),
       'params': jax.tree.map(lambda x: x.tolist(), params),
+      'remembered': remembered(trainer.train_state, partitioner, directory),
   }
 
 
@@ -160,6 +199,7 @@ def main(address, index, directory):
   later = state.replace_step(state.step + 1)
   report['error'] = error(lambda: legacy.save(later))
   report['steps'] = legacy.all_steps()
+  legacy_writer.write_arrays = write_arrays
 
   # Local disks, here one directory with a part a process.
   def tier():
@@ -183,7 +223,7 @@ def main(address, index, directory):
   report['lost'] = tier().restore_newest(1) is None
   report['lost data'] = data.position
   report['left'] = tier().all_steps()
-  report['guarded'] = guarded(index, partitioner)
+  report['guarded'] = guarded(index, partitioner, directory)
   multihost.sync_global_devices('end')
   print(json.dumps(report))
 
