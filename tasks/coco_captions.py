@@ -117,10 +117,10 @@ def finish_rows(
     sizes: Mapping[str, int],
     vocabulary: seqio.Vocabulary,
 ) -> dict[str, tf.Tensor]:
-  """Decodes the picture and makes the features.
+  """Makes the features.
 
   Args:
-    example: with a view and 1 to N rows.
+    example: with its decoded picture, a view and 1 to N rows.
     sizes: S, N, T, C, P.
     vocabulary: of text and context.
 
@@ -131,7 +131,7 @@ def finish_rows(
   texts = example['texts']
   rows = tf.shape(texts)[0]
   finished = {
-      'image': view.image(steps.decode_picture(example), sizes['S']),
+      'image': view.image(example['image'], sizes['S']),
       'image_hw': view.hw,
       'prompt_boxes': image_ops.image_boxes(view.hw, rows),
       'text_tokens': text_ops.tokenize(texts, vocabulary, sizes['T']),
@@ -182,9 +182,7 @@ def preprocess(
       sizes=sizes,
       vocabulary=output_features['text_tokens'].vocabulary,
   )
-  return steps.run(
-      dataset, parse_record, choose, finish, ROW_FIELDS, sizes['N']
-  )
+  return steps.run(dataset, parse_record, choose, finish, ROW_FIELDS, sizes)
 
 
 def postprocess(

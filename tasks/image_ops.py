@@ -86,9 +86,22 @@ def resize_image(image: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
   return tf.image.resize(image, hw, method='bilinear', antialias=False)
 
 
-def resize_masks(masks: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
-  """Resizes masks [n, h, w, 1] to the nearest pixel; same type."""
-  return tf.image.resize(masks, hw, method='nearest')
+def nearest_pixels(from_side: tf.Tensor, to_side: tf.Tensor) -> tf.Tensor:
+  """Which pixel of a side stands for each of a resized one.
+
+  These are the pixels that `tf.image.resize` takes by method `nearest`.
+
+  Args:
+    from_side: pixels of the side as stored, int32 scalar.
+    to_side: pixels of the resized side, int32 scalar.
+
+  Returns:
+    Pixels of the stored side in ascending order [to_side] int32.
+  """
+  scale = tf.cast(from_side, tf.float32) / tf.cast(to_side, tf.float32)
+  centers = tf.cast(tf.range(to_side), tf.float32) + 0.5
+  nearest = tf.cast(tf.floor(centers * scale), tf.int32)
+  return tf.minimum(nearest, from_side - 1)
 
 
 def scale_points(

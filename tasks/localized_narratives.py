@@ -200,10 +200,10 @@ def finish_rows(
     sizes: Mapping[str, int],
     vocabulary: seqio.Vocabulary,
 ) -> dict[str, tf.Tensor]:
-  """Decodes the picture, aligns tokens with the trace, makes the features.
+  """Aligns tokens with the trace, and makes the features.
 
   Args:
-    example: with 1 to N rows.
+    example: with its decoded picture and 1 to N rows.
     sizes: S, N, T, C, P.
     vocabulary: of text and context.
 
@@ -221,7 +221,7 @@ def finish_rows(
   )
   points = view.points(tf.reshape(corners, [rows, sizes['T'], 2, 2]))
   finished = {
-      'image': view.image(steps.decode_picture(example), sizes['S']),
+      'image': view.image(example['image'], sizes['S']),
       'image_hw': view.hw,
       'prompt_boxes': image_ops.image_boxes(view.hw, rows),
       'text_tokens': tokens,
@@ -273,9 +273,7 @@ def preprocess(
       sizes=sizes,
       vocabulary=output_features['text_tokens'].vocabulary,
   )
-  return steps.run(
-      dataset, parse_record, choose, finish, ROW_FIELDS, sizes['N']
-  )
+  return steps.run(dataset, parse_record, choose, finish, ROW_FIELDS, sizes)
 
 
 def postprocess(

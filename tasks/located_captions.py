@@ -70,10 +70,10 @@ def finish_rows(
     vocabulary: seqio.Vocabulary,
     detection: bool,
 ) -> dict[str, tf.Tensor]:
-  """Decodes the picture and makes the features.
+  """Makes the features.
 
   Args:
-    example: with a view and 1 to N rows.
+    example: with its decoded picture, a view and 1 to N rows.
     sizes: S, N, T, C, P.
     vocabulary: of text and context.
     detection: whether the boxes train the box decoder, and their texts caption
@@ -87,7 +87,7 @@ def finish_rows(
   rows = tf.shape(texts)[0]
   boxes = view.boxes(example['boxes_orig'])
   finished = {
-      'image': view.image(steps.decode_picture(example), sizes['S']),
+      'image': view.image(example['image'], sizes['S']),
       'image_hw': view.hw,
       'prompt_boxes': boxes,
       'text_tokens': text_ops.tokenize(texts, vocabulary, sizes['T']),
@@ -163,7 +163,7 @@ def preprocess(
       detection=detection,
   )
   # A crop may show none of the boxes: a picture without prompts.
-  return steps.run(dataset, parse_rows, choose, finish, row_fields, sizes['N'])
+  return steps.run(dataset, parse_rows, choose, finish, row_fields, sizes)
 
 
 def postprocess(

@@ -25,6 +25,7 @@ from pixel_llm.evaluation import refexp
 from tasks import image_ops
 from tasks import located_captions
 from tasks import outputs
+from tasks import run_lengths
 from tasks import sources
 from tasks import steps
 from tasks import text_ops
@@ -42,7 +43,6 @@ ROW_FIELDS = (
     'texts',
     'prompt_ids',
     'boxes_orig',
-    'mask_pngs',
     'mask_rle_counts',
 )
 
@@ -52,7 +52,6 @@ _RECORD = {
     'objects/bbox': tf.io.FixedLenSequenceFeature(
         [4], tf.float32, allow_missing=True
     ),
-    'objects/mask': tf.io.RaggedFeature(tf.string),
     'objects/mask_rle': tf.io.RaggedFeature(tf.string),
     'objects/refexp/refexp_id': steps.ragged(
         'objects/refexp/refexp_id', tf.int64
@@ -69,8 +68,7 @@ def parse_record(place: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
   Returns:
     The fields of the picture, and `ROW_FIELDS`: `boxes_orig` [n, 4] in pixels
-    of the picture; `mask_pngs` and `mask_rle_counts`, empty where an object
-    has no mask.
+    of the picture; `mask_rle_counts`, empty where an object has no mask.
   """
   record = tf.io.parse_single_example(place['record'], _RECORD)
   picture = steps.picture_fields(record, place, 'image', 'image/id')
@@ -82,7 +80,6 @@ def parse_record(place: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
       'texts': record['objects/refexp/sent'].values,
       'prompt_ids': tf.strings.as_string(ids.values),
       'boxes_orig': tf.gather(boxes, objects),
-      'mask_pngs': tf.gather(record['objects/mask'], objects),
       'mask_rle_counts': tf.gather(record['objects/mask_rle'], objects),
   }
 
@@ -124,21 +121,24 @@ def choose_rows(
   }
 
 
-def _decode_masks(pngs: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
-  """Decodes masks [n, h, w, 1] uint8, 0 or 255; an empty one is all 0."""
+def decode_with_masks(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  """Decodes the picture, and where the runs of its masks end.
 
-  def decode(png: tf.Tensor) -> tf.Tensor:
-    return tf.cond(
-        tf.strings.length(png) > 0,
-        lambda: tf.io.decode_png(png, channels=1),
-        lambda: tf.zeros(tf.concat([hw, [1]], 0), tf.uint8),
-    )
+  The expressions of an object share its mask.
 
-  return tf.map_fn(
-      decode,
-      pngs,
-      fn_output_signature=tf.TensorSpec([None, None, 1], tf.uint8),
-  )
+  Args:
+    example: from `choose_rows`.
+
+  Returns:
+    The example with `image`, `run_ends` [m, r] of its m masks, and each row's
+    number among them, `mask_numbers` [n].
+  """
+  counts, numbers = tf.unique(example['mask_rle_counts'])
+  return {
+      **steps.decode_picture(example),
+      'run_ends': run_lengths.run_ends(counts, example['orig_hw']),
+      'mask_numbers': numbers,
+  }
 
 
 def finish_rows(
@@ -149,10 +149,10 @@ def finish_rows(
     context_prefix: str = CONTEXT_PREFIX,
     caption_weight: float = 0.0,
 ) -> dict[str, tf.Tensor]:
-  """Decodes the picture and the drawn masks, and makes the features.
+  """Makes the features.
 
   Args:
-    example: with a view and 1 to N rows.
+    example: with its decoded picture, a view and 1 to N rows.
     sizes: S, N, T, C, P.
     vocabulary: of text and context.
     with_masks: whether to yield masks.
@@ -166,9 +166,8 @@ def finish_rows(
   view = views.from_fields(example)
   texts = example['texts']
   rows = tf.shape(texts)[0]
-  image = steps.decode_picture(example)
   finished = {
-      'image': view.image(image, sizes['S']),
+      'image': view.image(example['image'], sizes['S']),
       'image_hw': view.hw,
       'prompt_boxes': image_ops.image_boxes(view.hw, rows),
       'text_tokens': text_ops.tokenize(texts, vocabulary, sizes['T']),
@@ -180,13 +179,11 @@ def finish_rows(
       **outputs.loss_fields(rows, caption=caption_weight, point=1.0),
   }
   if with_masks:
-    # The expressions of an object share its mask, which is decoded once.
-    pngs, objects = tf.unique(example['mask_pngs'])
-    masks = view.masks(_decode_masks(pngs, view.orig_hw), sizes['S'])
-    masks = tf.gather(masks[..., 0], objects)
-    finished['masks'] = tf.cast(masks > 127, tf.uint8)
+    finished['masks'] = tf.gather(
+        view.masks(example['run_ends'], sizes['S']), example['mask_numbers']
+    )
     finished['mask_weights'] = tf.cast(
-        tf.strings.length(example['mask_pngs']) > 0, tf.float32
+        tf.strings.length(example['mask_rle_counts']) > 0, tf.float32
     )
   kept = ['image_id', 'file_name', 'orig_hw', 'texts', 'prompt_ids']
   kept += ['boxes_orig', 'mask_rle_counts']
@@ -230,7 +227,13 @@ def preprocess(
   )
   # A crop may show none of the objects: a picture without prompts.
   return steps.run(
-      dataset, parse_record, choose, finish, ROW_FIELDS, sizes['N']
+      dataset,
+      parse_record,
+      choose,
+      finish,
+      ROW_FIELDS,
+      sizes,
+      decode_with_masks if with_masks else steps.decode_picture,
   )
 
 

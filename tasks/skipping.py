@@ -22,17 +22,22 @@ RECORDS = 'records'
 INDEX = 'index'
 
 
-def map_or_blank(
-    dataset: tf.data.Dataset, step: Callable[[Example], dict[str, tf.Tensor]]
-) -> tf.data.Dataset:
-  """Maps records to examples, and those that fail to blank ones.
+Step = Callable[[Example], dict[str, tf.Tensor]]
+
+
+def or_blank(step: Step, size: int) -> Step:
+  """Makes a step that takes any record.
+
+  The catch costs time by the operation, so the step should have few.
 
   Args:
-    dataset: of a `sources.ArrayRecordSource`.
-    step: a record to its example, with a picture and rows.
+    step: a record of a `sources.ArrayRecordSource` to what it shows: a
+      picture, its view and rows.
+    size: side of the network input.
 
   Returns:
-    As many examples as records, in their order.
+    What `step` does; or for a record that fails there, a blank picture that
+    fills the network input, without rows.
   """
 
   def good_or_blank(record: Example) -> dict[str, tf.Tensor]:
@@ -46,18 +51,16 @@ def map_or_blank(
           list(record.values()),
           tf.int64,
       )
-      return _blank_like(good.element_spec, zero)
+      return _blank_like(good.element_spec, size, zero)
 
     # The only way to catch an error of TensorFlow's in a graph.
     one = good.ignore_errors().concatenate(alone.map(blank)).take(1)
     return one.get_single_element()
 
-  return dataset.map(good_or_blank, num_parallel_calls=tf.data.AUTOTUNE)
+  return good_or_blank
 
 
-def _skip(
-    step: Callable[[Example], Any], record: Mapping[str, Any]
-) -> np.int64:
+def _skip(step: Step, record: Mapping[str, Any]) -> np.int64:
   """Finds out what is wrong with a record, and counts it; returns 0."""
   opened = records.opened(record[RECORDS].decode('utf-8'))
   index = int(record[INDEX])
@@ -76,14 +79,27 @@ def _skip(
   return np.int64(0)
 
 
-def _blank_like(spec: Any, zero: tf.Tensor) -> dict[str, tf.Tensor]:
-  """A black picture that fills the network input, without rows."""
+def _blank_like(spec: Any, size: int, zero: tf.Tensor) -> dict[str, tf.Tensor]:
+  """A black picture at its own size, without rows.
+
+  Args:
+    spec: of an example, by name.
+    size: the sides of all that have a height and a width.
+    zero: what it is filled with.
+
+  Returns:
+    Fields of this kind; an unknown number of rows is 0.
+  """
   blank = {}
   for name, field in spec.items():
-    shape = [side or 0 for side in field.shape]
+    shape = field.shape.as_list()
+    if name == 'image':
+      shape[:2] = size, size
+    shape = [side or 0 for side in shape]
     if field.dtype == tf.string:
       blank[name] = tf.fill(shape, '')
-    else:
-      blank[name] = tf.fill(shape, tf.cast(zero, field.dtype))
-  blank['image_hw'] += tf.constant(spec['image'].shape.as_list()[:2])
+      continue
+    blank[name] = tf.fill(shape, tf.cast(zero, field.dtype))
+    if name.endswith('hw'):
+      blank[name] += size
   return blank

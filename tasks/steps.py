@@ -2,8 +2,8 @@
 
 `parse` reads a record into one row a prompt, `choose` draws what an example
 shows, `split_rows` makes several examples where evaluation has more rows than
-prompts, and `finish` decodes the picture and makes the features: only what was
-drawn is ever decoded.
+prompts, `decode` decodes what was drawn and nothing else, and `finish` makes the
+features.
 
 In training one record is one example, also where a view shows none of its
 boxes, or the record cannot be used (`skipping`): such a picture has no prompt
@@ -31,9 +31,12 @@ def run(
     choose: Step,
     finish: Step,
     row_fields: tuple[str, ...],
-    num_prompts: int,
+    sizes: Mapping[str, int],
+    decode: Step | None = None,
 ) -> tf.data.Dataset:
   """Turns records into examples of up to N prompts.
+
+  A record that cannot be used must fail before `finish`.
 
   Args:
     dataset: of a `sources.ArrayRecordSource`.
@@ -41,11 +44,13 @@ def run(
     choose: keeps the rows that are shown, at most N in training.
     finish: makes the features.
     row_fields: names of the fields that have one row a prompt.
-    num_prompts: N.
+    sizes: S and N.
+    decode: what is decoded of them; the picture by default.
 
   Returns:
     The examples.
   """
+  decode = decode or decode_picture
 
   def map_in_parallel(data: tf.data.Dataset, step: Step) -> tf.data.Dataset:
     return data.map(step, num_parallel_calls=tf.data.AUTOTUNE)
@@ -53,14 +58,16 @@ def run(
   spec: Any = dataset.element_spec
   is_training = sources.TRAINING in spec
   if skipping.RECORDS in spec:
-    return skipping.map_or_blank(
-        dataset, lambda record: finish(choose(parse(record)))
+    # What takes longest, and cannot fail, is left outside.
+    read = skipping.or_blank(
+        lambda record: decode(choose(parse(record))), sizes['S']
     )
+    return map_in_parallel(dataset, lambda record: finish(read(record)))
   dataset = map_in_parallel(dataset, parse)
   dataset = map_in_parallel(dataset, choose)
   if not is_training:
-    dataset = outputs.split_rows(dataset, row_fields, num_prompts)
-  return map_in_parallel(dataset, finish)
+    dataset = outputs.split_rows(dataset, row_fields, sizes['N'])
+  return map_in_parallel(dataset, lambda example: finish(decode(example)))
 
 
 def picture_spec(
@@ -114,16 +121,21 @@ def picture_fields(
   }
 
 
-def decode_picture(example: Example) -> tf.Tensor:
-  """Decodes the picture [h, w, 3] uint8, which must have the recorded size."""
-  image = image_ops.decode_image(example['encoded'])
+def decode_picture(example: Example) -> dict[str, tf.Tensor]:
+  """Puts the picture, as `image` [h, w, 3] uint8, in place of its bytes.
+
+  Raises:
+    InvalidArgumentError: if it is none, or has another size than is recorded.
+  """
+  decoded = dict(example)
+  image = image_ops.decode_image(decoded.pop('encoded'))
   is_as_told = tf.debugging.assert_equal(
       image_ops.image_hw(image),
       example['orig_hw'],
       'the picture has another size than image/height and image/width tell',
   )
   with tf.control_dependencies([is_as_told]):
-    return tf.identity(image)
+    return {**decoded, 'image': tf.identity(image)}
 
 
 def ragged(name: str, dtype: tf.DType) -> tf.io.RaggedFeature:

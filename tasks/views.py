@@ -12,6 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tasks import image_ops
+from tasks import run_lengths
 
 
 class View(NamedTuple):
@@ -33,27 +34,47 @@ class View(NamedTuple):
   hw: tf.Tensor
   mirrored: tf.Tensor | bool = False
 
-  def _cut(self, resized: tf.Tensor, size: int) -> tf.Tensor:
-    """Crops, mirrors and pads a resized picture or stack of masks."""
-    cropped = image_ops.crop_image(resized, self.offset, self.hw)
-    turned = tf.cond(
+  def _visible(self, image: tf.Tensor) -> tf.Tensor:
+    """The valid area of the network input, float32."""
+    resized = image_ops.resize_image(image, self.resized_hw)
+    return self._turned(image_ops.crop_image(resized, self.offset, self.hw))
+
+  def _turned(self, cropped: tf.Tensor) -> tf.Tensor:
+    """Mirrors a picture or a stack of masks, if the view is."""
+    return tf.cond(
         tf.convert_to_tensor(self.mirrored),
         lambda: tf.reverse(cropped, [-2]),
         lambda: cropped,
     )
-    return image_ops.pad_image(turned, size)
 
   def pixels(self, image: tf.Tensor, size: int) -> tf.Tensor:
     """Moves a picture [h, w, 3] to [size, size, 3] float32, 0 to 255."""
-    return self._cut(image_ops.resize_image(image, self.resized_hw), size)
+    return image_ops.pad_image(self._visible(image), size)
 
   def image(self, image: tf.Tensor, size: int) -> tf.Tensor:
     """Moves a picture [h, w, 3] uint8 to [size, size, 3] uint8."""
-    return image_ops.to_uint8(self.pixels(image, size))
+    visible = image_ops.to_uint8(self._visible(image))
+    return image_ops.pad_image(visible, size)
 
-  def masks(self, masks: tf.Tensor, size: int) -> tf.Tensor:
-    """Moves masks [n, h, w, 1] to [n, size, size, 1], same type."""
-    return self._cut(image_ops.resize_masks(masks, self.resized_hw), size)
+  def masks(self, run_ends: tf.Tensor, size: int) -> tf.Tensor:
+    """Moves masks to the view, each pixel to the nearest.
+
+    Args:
+      run_ends: of `run_lengths.run_ends` [n, r].
+      size: side of the network input.
+
+    Returns:
+      1 on the object, else 0, [n, size, size] uint8.
+    """
+    rows, columns = (
+        image_ops.nearest_pixels(self.orig_hw[axis], self.resized_hw[axis])[
+            self.offset[axis] :
+        ][: self.hw[axis]]
+        for axis in (0, 1)
+    )
+    visible = run_lengths.sample(run_ends, self.orig_hw[0], rows, columns)
+    visible = self._turned(visible[..., tf.newaxis])
+    return image_ops.pad_image(visible, size)[..., 0]
 
   def boxes(self, boxes: tf.Tensor) -> tf.Tensor:
     """Moves boxes [..., 4] and clips them to the valid area."""

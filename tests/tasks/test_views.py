@@ -4,9 +4,11 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 import numpy as np
+from pycocotools import mask as mask_lib
 import tensorflow as tf
 
 from tasks import image_ops
+from tasks import run_lengths
 from tasks import views
 
 SIZE = 48
@@ -35,8 +37,9 @@ def test_marks_move_with_the_picture(
   hw = tf.constant([height, width])
   view = views.random_view(hw, SIZE, scale, tf.constant([seed, 1]), mirror)
   seen = view.image(tf.constant(image), SIZE).numpy()[..., 0]
-  mask = view.masks(tf.constant(block[np.newaxis, ..., np.newaxis]), SIZE)
-  mask = mask.numpy()[0, ..., 0] > 127
+  counts = mask_lib.encode(np.asfortranarray(block > 0))['counts']
+  ends = run_lengths.run_ends(tf.constant([counts]), hw)
+  mask = view.masks(ends, SIZE).numpy()[0] > 0
   box = view.boxes(tf.constant([[x0, y0, x1, y1]], tf.float32)).numpy()[0]
   corners = tf.constant([[x0, y0], [x1, y1]], tf.float32)
   points = view.points(corners).numpy()

@@ -36,13 +36,32 @@ def _resize(label: Mapping[str, Any], hw: Any) -> dict[str, Any]:
   resized = {
       'inputs': image_ops.resize_image(label['inputs'], hw),
       'points': image_ops.scale_points(label['points'], old_hw, hw),
-      'masks': image_ops.resize_masks(label['masks'], hw),
+      'masks': _resized_masks(label['masks'], hw),
       'size': hw,
   }
   for name in ('boxes', 'prompt_boxes'):
     resized[name] = image_ops.scale_boxes(label[name], old_hw, hw)
   resized['area'] = image_ops.box_areas(resized['boxes'])
   return {**label, **resized}
+
+
+def _resized_masks(masks: Any, hw: Any) -> Any:
+  """Resizes masks as the tasks do, who read them as run lengths."""
+  from pycocotools import mask as mask_lib
+  import tensorflow as tf
+
+  from tasks import image_ops
+  from tasks import run_lengths
+
+  columns_first = np.asfortranarray(np.moveaxis(masks[..., 0], 0, -1) > 0)
+  counts = [rle['counts'] for rle in mask_lib.encode(columns_first)]
+  old_hw = image_ops.image_hw(masks)
+  ends = run_lengths.run_ends(tf.constant(counts), old_hw)
+  rows, columns = (
+      image_ops.nearest_pixels(old_hw[axis], hw[axis]) for axis in (0, 1)
+  )
+  resized = run_lengths.sample(ends, old_hw[0], rows, columns)
+  return resized[..., tf.newaxis] * tf.uint8.max
 
 
 def _crop(label: Mapping[str, Any], offset: Any, side: int) -> dict[str, Any]:

@@ -166,6 +166,7 @@ def _record(case: golden_case.Case, image_id: int) -> bytes:
   height, width = case.inputs['image'].shape[:2]
   num_objects = len(case.inputs['boxes_yxyx'])
   lengths = strings['expressions_per_object']
+  masks = [case.inputs[f'mask_png{i}'].tobytes() for i in range(num_objects)]
   return example_proto.serialize(
       {
           'image': case.inputs['image_png'].tobytes(),
@@ -174,16 +175,23 @@ def _record(case: golden_case.Case, image_id: int) -> bytes:
           'image/height': height,
           'image/width': width,
           'objects/bbox': case.inputs['boxes_yxyx'],
-          'objects/mask': [
-              case.inputs[f'mask_png{i}'].tobytes() for i in range(num_objects)
-          ],
-          'objects/mask_rle': [b''] * num_objects,
+          'objects/mask': masks,
+          'objects/mask_rle': [_run_lengths(mask) for mask in masks],
           'objects/refexp/refexp_id/ragged_flat_values': strings['refexp_ids'],
           'objects/refexp/refexp_id/ragged_row_lengths_0': lengths,
           'objects/refexp/sent/ragged_flat_values': strings['expressions'],
           'objects/refexp/sent/ragged_row_lengths_0': lengths,
       }
   )
+
+
+def _run_lengths(mask_png: bytes) -> bytes:
+  """A mask as the converter adds it to the original's picture."""
+  from pycocotools import mask as mask_lib
+  import tensorflow as tf
+
+  pixels = tf.io.decode_png(mask_png, channels=1).numpy()[..., 0]
+  return mask_lib.encode(np.asfortranarray(pixels > 0))['counts']
 
 
 def _referring(
@@ -227,8 +235,9 @@ def _referring(
   lengths = features.feature_lengths(
       size, num_prompts, length, length, with_masks=True
   )
+  decoded = refcoco.decode_with_masks(example)
   finished = refcoco.finish_rows(
-      example,
+      decoded,
       features.sizes_of(lengths),
       vocabulary,
       caption_weight=float('caption' in flags),
@@ -238,7 +247,7 @@ def _referring(
   converter = feature_converters.PixelLLMMaskFeatureConverter()
   dataset = converter(tf.data.Dataset.from_tensors(finished), lengths)
   batch = next(dataset.as_numpy_iterator())
-  return _original_fields(example, batch) | {
+  return _original_fields(decoded, batch) | {
       f'label/{name}': flag for name, flag in zip(_FLAGS, _loss_flags(finished))
   }
 
@@ -264,9 +273,8 @@ def _original_fields(
   from tasks import views
 
   view = views.from_fields(example)
-  image = image_ops.decode_image(example['encoded'])
   size = batch['image'].shape[0]
-  pixels = view.pixels(image, size).numpy()
+  pixels = view.pixels(example['image'], size).numpy()
   assert np.array_equal(np.round(pixels), batch['image']), 'another picture'
   prompts = batch['prompt_mask']
   boxes = image_ops.image_boxes(view.hw, len(prompts)).numpy()
