@@ -241,7 +241,11 @@ def _convert(
       return 1
     try:
       tally = shards.build_split(split, write_all, arguments.strict)
-    except (shards.RejectError, beam_pipelines.BeamError) as e:
+    except (
+        shards.RejectError,
+        shards.BusyError,
+        beam_pipelines.BeamError,
+    ) as e:
       print(f'{name}: {e}', file=sys.stderr)
       return 1
     print(_summary(name, tally))

@@ -8,9 +8,12 @@ comes last: a split without one is not done.
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import pathlib
+import sys
 from typing import Any
 
 import tqdm
@@ -64,6 +67,10 @@ class RejectError(Exception):
   """Something was left out although the run is strict."""
 
 
+class BusyError(Exception):
+  """Another conversion writes into the folder."""
+
+
 def checksums(files: Sequence[pathlib.Path]) -> list[dict[str, str]]:
   """Names annotation files and their SHA-256, in the given order."""
   return [
@@ -92,11 +99,45 @@ def build_split(
   Raises:
     RejectError: if something was left out and the run is strict; nothing has
       been renamed then.
+    BusyError: if another conversion on this machine writes there.
   """
-  directory = split.directory
   if strict:
     _refuse_rejects(split.tally)
-  directory.mkdir(parents=True, exist_ok=True)
+  split.directory.mkdir(parents=True, exist_ok=True)
+  with _alone_in(split.directory):
+    return _build(split, write_all, strict)
+
+
+@contextlib.contextmanager
+def _alone_in(directory: pathlib.Path) -> Iterator[None]:
+  """Keeps other conversions out, who would remove what this one writes.
+
+  The lock goes with the process, however that ends.
+  """
+  opened = os.open(directory, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise BusyError(
+          f'{directory}: another conversion writes there. Wait for it, or give'
+          ' another --output.'
+      ) from e
+    except OSError as e:
+      # Some network file systems have no lock for a folder.
+      print(
+          f'{directory}: not locked ({e.strerror}); let no other conversion'
+          ' write there meanwhile.',
+          file=sys.stderr,
+      )
+    yield
+  finally:
+    os.close(opened)
+
+
+def _build(split: Split, write_all: WriteAll, strict: bool) -> reports.Tally:
+  """Does what `build_split` says, alone in the folder."""
+  directory = split.directory
   by_file: dict[str, shard_files.Shard] = {}
   jobs = []
   for job in _jobs(split):
