@@ -46,7 +46,8 @@ def assert_like_one_device(report, num_combinations):
   for name, mesh in meshes.items():
     assert abs(mesh['loss']) < 1e-5, (name, mesh)
     worst, parameter = mesh['grads']
-    assert worst < 1e-5, (name, parameter, worst)
+    # If noise on one device does more, `every_mesh.SEEDS` needs another draw.
+    assert worst < 1e-5, (name, parameter, worst, report['noisy'])
   # Where an axis is larger than 1, parameters are cut over it.
   whole = {name for name, mesh in on_eight.items() if not mesh['cut']}
   assert whole == {n for n in on_eight if n.startswith('8x1 ') and 'f' not in n}
@@ -60,20 +61,7 @@ def test_t5_on_a_mesh_with_all_axes():
 @pytest.mark.parametrize('form', ['scanned', 'unrolled'])
 @pytest.mark.parametrize(
     'model',
-    [
-        't5',
-        'trace',
-        'densecap',
-        pytest.param(
-            'masks',
-            marks=pytest.mark.xfail(
-                strict=False,
-                reason='One ReLU unit of layers.0/mlp/lin1 of the mask decoder'
-                ' may fall on either side of its kink (on 8 x 1 with FSDP and 2'
-                ' microbatches it does); its gradients differ then.',
-            ),
-        ),
-    ],
+    ['t5', 'trace', 'masks', 'densecap'],
 )
 def test_every_combination_of_axes(model, form):
   assert_like_one_device(compare(model, form, 'all'), 21)
