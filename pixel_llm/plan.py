@@ -19,22 +19,16 @@ import math
 import sys
 from typing import Any
 
+from pixel_llm import command_line
 from pixel_llm import mesh_choice
 from pixel_llm import mesh_sweep
 from pixel_llm import run_costs
-from t5x import gin_utils
 
 _GIB = 2**30
 
 
 def _parser() -> argparse.ArgumentParser:
-  summary, _, rest = __doc__.partition('\n\n')
-  parser = argparse.ArgumentParser(
-      prog='python -m pixel_llm.plan',
-      description=summary,
-      epilog=rest,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command_line.new_parser('python -m pixel_llm.plan', __doc__)
   parser.add_argument(
       '--gin_file',
       action='append',
@@ -42,14 +36,7 @@ def _parser() -> argparse.ArgumentParser:
       metavar='FILE',
       help='a gin file of the run; may be repeated, later ones win',
   )
-  parser.add_argument(
-      '--gin_bindings',
-      action='append',
-      default=[],
-      metavar='STATEMENT',
-      help='a gin statement, applied after the files; may be repeated.'
-      ' --gin.NAME=VALUE is short for it',
-  )
+  command_line.add_gin_bindings(parser)
   parser.add_argument(
       '--topology',
       metavar='KIND:SIZE',
@@ -88,14 +75,10 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command line; wrong arguments end the process."""
   parser = _parser()
-  try:
-    _, *words = gin_utils.rewrite_gin_args([parser.prog, *argv])
-  except ValueError as error:
-    parser.error(str(error))
-  args = parser.parse_args(words)
+  args = command_line.parse(parser, argv)
   if (args.topology is None) == (args.report is None):
     parser.error('Give either --topology or --report.')
   if args.sweep and args.report:
@@ -105,12 +88,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  args = _parse(sys.argv[1:] if argv is None else argv)
-  try:
-    return _run(args)
-  except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
+  return command_line.run(_run, _parse(argv))
 
 
 def _run(args: argparse.Namespace) -> int:

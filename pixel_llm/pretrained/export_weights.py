@@ -24,6 +24,7 @@ from typing import Any
 from flax import traverse_util
 import numpy as np
 
+from pixel_llm import command_line
 from pixel_llm import layer_layout
 from pixel_llm.modules import lora
 from pixel_llm.pretrained import bert_hf
@@ -48,12 +49,8 @@ _CONVERTERS = {
 
 
 def _parser() -> argparse.ArgumentParser:
-  summary, _, rest = __doc__.partition('\n\n')
-  parser = argparse.ArgumentParser(
-      prog='python -m pixel_llm.pretrained.export_weights',
-      description=summary,
-      epilog=rest,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = command_line.new_parser(
+      'python -m pixel_llm.pretrained.export_weights', __doc__
   )
   parser.add_argument('--checkpoint', required=True, metavar='DIR')
   parser.add_argument('--format', required=True, choices=_FORMATS)
@@ -76,19 +73,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  args = _parser().parse_args(argv)
-  try:
-    params = read_params(args.checkpoint)
-    scales = {
-        'encoder': args.encoder_lora_scale,
-        'decoder': args.decoder_lora_scale,
-    }
-    if args.merge_lora:
-      params = merge_adapters(params, scales)
-    _write(args.format, params, scales, pathlib.Path(args.output))
-  except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
+  return command_line.run(_run, _parser().parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> int:
+  params = read_params(args.checkpoint)
+  scales = {
+      'encoder': args.encoder_lora_scale,
+      'decoder': args.decoder_lora_scale,
+  }
+  if args.merge_lora:
+    params = merge_adapters(params, scales)
+  _write(args.format, params, scales, pathlib.Path(args.output))
   return 0
 
 

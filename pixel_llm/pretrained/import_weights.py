@@ -29,6 +29,7 @@ from flax import traverse_util
 import numpy as np
 import orbax.checkpoint as ocp
 
+from pixel_llm import command_line
 from pixel_llm import layer_layout
 from pixel_llm.pretrained import fitting
 from pixel_llm.pretrained import formats
@@ -39,16 +40,11 @@ from pixel_llm.pretrained import target_model
 from t5x import checkpoint_dirs
 from t5x import checkpoint_reader
 from t5x import checkpoints
-from t5x import gin_utils
 
 
 def _parser() -> argparse.ArgumentParser:
-  summary, _, rest = __doc__.partition('\n\n')
-  parser = argparse.ArgumentParser(
-      prog='python -m pixel_llm.pretrained.import_weights',
-      description=summary,
-      epilog=rest,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = command_line.new_parser(
+      'python -m pixel_llm.pretrained.import_weights', __doc__
   )
   parser.add_argument(
       '--source',
@@ -78,14 +74,7 @@ def _parser() -> argparse.ArgumentParser:
       metavar='CHECKPOINT',
       help='a checkpoint of the model, instead of gin files',
   )
-  parser.add_argument(
-      '--gin_bindings',
-      action='append',
-      default=[],
-      metavar='STATEMENT',
-      help='a gin statement, applied after the files; may be repeated.'
-      ' --gin.NAME=VALUE is short for it',
-  )
+  command_line.add_gin_bindings(parser)
   parser.add_argument(
       '--gin_search_paths',
       default='.',
@@ -114,14 +103,10 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command line; wrong arguments end the process."""
   parser = _parser()
-  try:
-    _, *words = gin_utils.rewrite_gin_args([parser.prog, *argv])
-  except ValueError as error:
-    parser.error(str(error))
-  args = parser.parse_args(words)
+  args = command_line.parse(parser, argv)
   if args.gin_bindings and not args.gin_file:
     parser.error('Gin bindings say nothing without --gin_file.')
   return args
@@ -129,12 +114,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  args = _parse(sys.argv[1:] if argv is None else argv)
-  try:
-    return _run(args)
-  except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
+  return command_line.run(_run, _parse(argv))
 
 
 def _run(args: argparse.Namespace) -> int:
