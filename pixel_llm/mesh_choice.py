@@ -44,6 +44,18 @@ class MeshChoice:
 
   def bindings(self) -> tuple[str, ...]:
     """Returns the choice as gin statements."""
+    return tuple(f'{name} = {value!r}' for name, value in self._set())
+
+  def flags(self) -> str:
+    """Returns the choice as flags of a run, for a shell."""
+    return ' '.join(
+        f'--gin.{name}="{value!r}"'
+        if isinstance(value, str)
+        else f'--gin.{name}={value!r}'
+        for name, value in self._set()
+    )
+
+  def _set(self) -> list[tuple[str, int | str]]:
     values = {
         'NUM_PARTITIONS': self.num_partitions,
         'PARAMETER_DIMS': self.parameter_dims,
@@ -51,11 +63,7 @@ class MeshChoice:
         'REMAT_POLICY': self.remat_policy,
         'BATCH_SIZE': self.batch_size,
     }
-    return tuple(
-        f'{name} = {value!r}'
-        for name, value in values.items()
-        if value is not None
-    )
+    return [(n, value) for n, value in values.items() if value is not None]
 
 
 class CompileError(ValueError):

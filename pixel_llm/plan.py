@@ -7,7 +7,9 @@ compiles the train step for the pod (`t5x.precompile`) and prints hours and
 chip-hours, what a host has to read, and the size and time of a checkpoint. With
 --sweep it compiles candidates of `gin/mesh/data.gin`, and plans with the best.
 With --report it takes a report of `t5x.precompile --json` instead. See
-docs/pods.md.
+docs/pods.md. With --smallest it compiles nothing, and says which slice of each
+kind of TPU is the smallest that the train state fits, and why. See
+docs/launch.md.
 
 Exit status: 0 planned; 1 nothing fits, or failed; 2 wrong arguments.
 """
@@ -23,6 +25,7 @@ from pixel_llm import command_line
 from pixel_llm import mesh_choice
 from pixel_llm import mesh_sweep
 from pixel_llm import run_costs
+from pixel_llm import smallest_pods
 
 _GIB = 2**30
 
@@ -61,6 +64,19 @@ def _parser() -> argparse.ArgumentParser:
       help='a report of t5x.precompile, instead of compiling',
   )
   parser.add_argument(
+      '--smallest',
+      action='store_true',
+      help='only say, by arithmetic, what the smallest slices are that could'
+      ' hold the run',
+  )
+  parser.add_argument(
+      '--room_gib',
+      type=float,
+      default=smallest_pods.ROOM_GIB,
+      help='of --smallest: what a step takes of a chip beside its state and its'
+      ' gradients (%(default)g: one image at a time)',
+  )
+  parser.add_argument(
       '--image_kb',
       type=float,
       default=run_costs.Rates.image_bytes / 1e3,
@@ -79,10 +95,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command line; wrong arguments end the process."""
   parser = _parser()
   args = command_line.parse(parser, argv)
-  if (args.topology is None) == (args.report is None):
-    parser.error('Give either --topology or --report.')
-  if args.sweep and args.report:
-    parser.error('--sweep compiles: it takes no --report.')
+  asked = (args.topology is not None, args.report is not None, args.smallest)
+  if sum(asked) != 1:
+    parser.error('Give one of --topology, --report and --smallest.')
+  if args.sweep and args.topology is None:
+    parser.error('--sweep compiles: it needs --topology.')
   return args
 
 
@@ -92,6 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+  if args.smallest:
+    run = smallest_pods.state_of_gin(args.gin_file, args.gin_bindings)
+    room = int(args.room_gib * _GIB)
+    print('\n'.join(smallest_pods.lines(run, room)))
+    return 0
   facts = run_costs.facts_of_gin(args.gin_file, args.gin_bindings)
   if args.report:
     with open(args.report, encoding='utf-8') as file:
@@ -138,14 +160,7 @@ def _sweep(
   found = mesh_sweep.best(trials)
   if found is None:
     return None
-  print(
-      'Best: '
-      + ' '.join(
-          f"--gin.{binding.replace(' = ', '=')}"
-          for binding in found.choice.bindings()
-      )
-      + '\n'
-  )
+  print(f'Best: {found.choice.flags()}\n')
   return found.report
 
 

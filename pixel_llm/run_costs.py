@@ -115,15 +115,8 @@ def run_facts(
   Raises:
     ValueError: if the lengths do not tell the shape of every feature.
   """
-  from t5x import train_state
-
   spec = target_model.batch_spec(model, task_feature_lengths, batch_size)
-  state = jax.eval_shape(
-      lambda variables: train_state.FlaxOptimTrainState.create(
-          model.optimizer_def, variables
-      ),
-      target_model.variable_shapes(model, spec),
-  )
+  state = target_model.state_shapes(model, spec)
   return RunFacts(
       train_steps=train_steps,
       batch_size=batch_size,

@@ -420,6 +420,11 @@ class PjitPartitioner(BasePjitPartitioner):
     """Rules from logical names to mesh axes, in priority order."""
     return self._logical_axis_rules
 
+  @property
+  def tower_rules(self) -> TowerRules:
+    """Other rules for some parameters: see the constructor."""
+    return self._tower_rules
+
   def get_mesh_axes(self, train_state: Any) -> Any:
     """Returns the train state with a mesh PartitionSpec (or None) a leaf.
 

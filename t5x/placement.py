@@ -60,9 +60,30 @@ def placements(train_state: Any, partitioner: Any) -> list[Placement]:
     train_state: a train state of shapes (or arrays).
     partitioner: gives logical axes and mesh axes of the state.
   """
-  axes = flat(partitioner.get_logical_axes(train_state).state_dict())
-  specs = flat(partitioner.get_mesh_axes(train_state).state_dict())
-  mesh_shape = dict(partitioner.mesh.shape)
+  return placements_on(
+      train_state,
+      partitioner.get_logical_axes(train_state),
+      partitioner.get_mesh_axes(train_state),
+      dict(partitioner.mesh.shape),
+  )
+
+
+def placements_on(
+    train_state: Any,
+    logical_axes: Any,
+    mesh_axes: Any,
+    mesh_shape: Mapping[str, int],
+) -> list[Placement]:
+  """Lists the arrays of a train state on a mesh that need not be there.
+
+  Args:
+    train_state: a train state of shapes (or arrays).
+    logical_axes: the state with logical axis names (or None) for arrays.
+    mesh_axes: the state with mesh axes (or None) for arrays.
+    mesh_shape: size by mesh axis.
+  """
+  axes = flat(logical_axes.state_dict())
+  specs = flat(mesh_axes.state_dict())
   rows = []
   for name, leaf in flat(train_state.state_dict()).items():
     if leaf is None:

@@ -151,6 +151,23 @@ def variable_shapes(model: Any, spec: Mapping[str, Any]) -> Mapping[str, Any]:
   )
 
 
+def state_shapes(model: Any, spec: Mapping[str, Any]) -> Any:
+  """Returns the train state that a run begins with, of shapes and types.
+
+  Args:
+    model: a `t5x.models.BaseModel`.
+    spec: what it reads, from `batch_spec`.
+  """
+  from t5x import train_state
+
+  return jax.eval_shape(
+      lambda variables: train_state.FlaxOptimTrainState.create(
+          model.optimizer_def, variables
+      ),
+      variable_shapes(model, spec),
+  )
+
+
 def param_shapes(
     model: Any, task_feature_lengths: Mapping[str, Any], batch_size: int
 ) -> Mapping[str, Any]:

@@ -161,11 +161,19 @@ def test_a_plan_from_a_report(tmp_path, capsys, monkeypatch):
   assert 'the run has 128' in capsys.readouterr().err
 
 
-def test_a_plan_needs_a_pod_or_a_report(capsys):
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ([], 'Give one of --topology, --report and --smallest.'),
+        (['--topology=v5e:8x8', '--smallest'], 'Give one of --topology'),
+        (['--report=a.json', '--sweep'], '--sweep compiles: it needs'),
+    ],
+)
+def test_a_plan_is_of_one_thing(capsys, arguments, message):
   with pytest.raises(SystemExit) as error:
-    plan.main([*RUN])
+    plan.main([*RUN, *arguments])
   assert error.value.code == 2
-  assert 'Give either --topology or --report' in capsys.readouterr().err
+  assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
