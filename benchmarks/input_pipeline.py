@@ -186,6 +186,10 @@ def main() -> None:
   parser.add_argument('--megabytes', type=int, default=200)
   parser.add_argument('--threads', type=int, default=4)
   args = parser.parse_args()
+  for name in args.tasks:
+    # What is missing is told now, with the command that makes it.
+    source: Any = seqio.get_mixture_or_task(name).source
+    source.list_shards('train')
   # A fresh process each, for its peak of memory.
   spawn = multiprocessing.get_context('spawn')
   for name in args.tasks:
