@@ -188,19 +188,26 @@ def test_examples_of_a_file_are_inferred_like_those_of_a_task(
   assert len(read_lines(path)) == len(read_lines(task)) == 5
 
 
-def run_on_two(module, directory, *args):
-  """Runs a script as two processes with a device each."""
-  command = ['-m', module, *processes.FLAGS, *args]
-  with processes.Pod(2, command, directory) as pod:
+def run_on_several(count, module, directory, *args):
+  """Runs a script as processes with a device each."""
+  command = [
+      *('-m', module, *processes.FLAGS),
+      # A row of a batch for each.
+      '--gin.utils.DatasetConfig.batch_size=4',
+      *args,
+  ]
+  with processes.Pod(count, command, directory) as pod:
     pod.check()
-    # One run of two, not two runs of one.
-    for index in range(2):
-      assert f'Process {index} of 2 (flags)' in pod.err(index)
+    # One run of all, not a run of each.
+    for index in range(count):
+      assert f'Process {index} of {count} (flags)' in pod.err(index)
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_like_one(tuned_dir, tmp_path):
-  run_on_two(
+@pytest.mark.parametrize('count', [2, 4])
+def test_several_processes_evaluate_like_one(tuned_dir, tmp_path, count):
+  run_on_several(
+      count,
       't5x.eval',
       tmp_path / 'logs',
       '--gin_file=tiny_t5_eval.gin',
@@ -216,8 +223,12 @@ def test_two_processes_evaluate_like_one(tuned_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_infer_like_one(tuned_dir, inferred_dir, tmp_path):
-  run_on_two(
+@pytest.mark.parametrize('count', [2, 4])
+def test_several_processes_infer_like_one(
+    tuned_dir, inferred_dir, tmp_path, count
+):
+  run_on_several(
+      count,
       't5x.infer',
       tmp_path / 'logs',
       '--gin_file=tiny_t5_infer.gin',
