@@ -20,6 +20,7 @@ _SIGN = 0x10
 _LARGEST_SHIFT = 25
 
 _EACH_BYTE = 0x0101010101010101
+_LEVELS = 2
 
 
 def run_ends(counts: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
@@ -117,8 +118,8 @@ def sample(
   crossings = num_rows * num_columns
   num_masks = tf.shape(ends)[0]
   masks = tf.repeat(tf.range(num_masks), tf.shape(ends)[1])
-  # Room for the ends behind the last crossing, in whole words.
-  stride = (crossings // 8 + 1) * 8
+  # Room for the ends behind the last crossing, in whole words of words.
+  stride = (crossings // 8**_LEVELS + 1) * 8**_LEVELS
   flips = tf.math.unsorted_segment_sum(
       tf.ones_like(ends_flat, tf.uint8),
       masks * stride + column * num_rows + row,
@@ -129,28 +130,28 @@ def sample(
   return tf.transpose(tf.gather(by_column, places, axis=1), [0, 2, 1])
 
 
-def _parities(counts: tf.Tensor) -> tf.Tensor:
+def _parities(counts: tf.Tensor, levels: int = _LEVELS) -> tf.Tensor:
   """1 where the sum up to and with a place is odd, else 0.
 
   TensorFlow's `cumsum` takes longer for it than the picture takes to resize;
-  here it has a word of eight places to take at once.
+  here it sums words of words.
 
   Args:
-    counts: [n, 8m] uint8.
+    counts: [n, m] uint8, m a multiple of 8 to the power of `levels`.
+    levels: how often eight places are taken at once.
 
   Returns:
-    Sums modulo 2 [n, 8m] uint8.
+    Sums modulo 2 [n, m] uint8.
   """
+  if not levels:
+    return tf.bitwise.bitwise_and(tf.cumsum(counts, axis=1), 1)
   odd = tf.reshape(tf.bitwise.bitwise_and(counts, 1), [-1, 8])
   each_byte = tf.constant(_EACH_BYTE, tf.uint64)
   # Byte k of the product is the sum of bytes 0 to k, the lowest first.
   words = tf.bitcast(odd, tf.uint64) * each_byte
-  sums = tf.reshape(
-      tf.bitcast(words, tf.uint8)[:, -1], [tf.shape(counts)[0], -1]
-  )
-  before = tf.cumsum(tf.cast(sums, tf.int32), axis=1, exclusive=True)
-  is_odd = tf.cast(
-      tf.bitwise.bitwise_and(tf.reshape(before, [-1]), 1), tf.uint64
-  )
-  sums = tf.bitcast(words + is_odd * each_byte, tf.uint8)
-  return tf.reshape(tf.bitwise.bitwise_and(sums, 1), tf.shape(counts))
+  sums = tf.bitcast(words, tf.uint8)[:, -1]
+  with_own = _parities(tf.reshape(sums, [tf.shape(counts)[0], -1]), levels - 1)
+  before = tf.bitwise.bitwise_xor(tf.reshape(with_own, [-1]), sums)
+  is_odd = tf.cast(tf.bitwise.bitwise_and(before, 1), tf.uint64)
+  summed = tf.bitcast(words + is_odd * each_byte, tf.uint8)
+  return tf.reshape(tf.bitwise.bitwise_and(summed, 1), tf.shape(counts))
