@@ -387,7 +387,8 @@ class Trainer(BaseTrainer):
         upstream T5X, takes every step.
     """
     memory = getattr(train_state, 'guard_memory', None)
-    if guard is not None:
+    # Without a state, as in `t5x.eval`, a trainer never trains.
+    if guard is not None and train_state is not None:
       # It rides in the state, so that a step keeps its arguments.
       memory = guard.memory() if memory is None else guard.resume(memory)
       axes = PartitionSpec()

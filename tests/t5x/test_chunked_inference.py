@@ -22,6 +22,7 @@ from t5x import checkpoint_evaluation
 from t5x import chunked_inference
 from t5x import inference_files
 from t5x import loop
+from t5x import step_guard
 from t5x import trainer
 
 
@@ -230,7 +231,10 @@ def test_all_checkpoints_are_evaluated_and_those_on_record_skipped(
   evaluate(
       run_dir,
       tmp_path,
-      training_evaluator_cls=trainer.Trainer,
+      # As the gin file of a training run may have bound it.
+      training_evaluator_cls=functools.partial(
+          trainer.Trainer, guard=step_guard.StepGuard()
+      ),
       eval_steps=2,
   )
   assert [row['step'] for row in results(tmp_path / METRICS)] == [2, 4]
