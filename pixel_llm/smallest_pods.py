@@ -6,7 +6,7 @@ beside is taken to be `room`; only `t5x.precompile` knows it. So a pod that is
 too small here is too small, and one that is not may still be.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -190,26 +190,12 @@ def chip_bytes(
   rows = placement.placements_on(run.state, logical, specs, mesh_shape)
   held = {row.name: row.device_bytes for row in rows}
   parameters = {n: size for n, size in held.items() if n.startswith(_TARGET)}
+  trains = placement.flat(run.state.trainable_mask())
   return ChipBytes(
       parameters=sum(parameters.values()),
       optimizer=sum(held.values()) - sum(parameters.values()),
-      gradients=sum(parameters[name] for name in _trained(held)),
+      gradients=sum(parameters[_TARGET + n] for n, yes in trains.items() if yes),
   )
-
-
-def _trained(names: Iterable[str]) -> set[str]:
-  """Returns the parameters that the optimizer keeps something for.
-
-  `state/param_states/0/mu/head/kernel` is of `target/head/kernel`.
-  """
-  params = {name for name in names if name.startswith(_TARGET)}
-  found = set()
-  for name in names:
-    words = name.split('/')
-    tails = (_TARGET + '/'.join(words[n:]) for n in range(1, len(words)))
-    if name not in params:
-      found.update(params.intersection(tails))
-  return found
 
 
 def smallest(run: RunState, kind: str, room: int) -> Smallest:

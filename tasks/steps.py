@@ -58,7 +58,7 @@ def run(
   spec: Any = dataset.element_spec
   is_training = sources.TRAINING in spec
   if skipping.RECORDS in spec:
-    # What takes longest, and cannot fail, is left outside.
+    # What has most operations, and cannot fail, is left outside.
     read = skipping.or_blank(
         lambda record: decode(choose(parse(record))), sizes['S']
     )
