@@ -1,6 +1,5 @@
 """The converters as a user runs them."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -273,26 +272,6 @@ def test_rows_that_are_none_or_lack_fields_are_rejected(tmp_path, bad_pictures):
       '3': 'no_target',
       'row 4': 'bad_row',
   }
-
-
-def test_one_conversion_at_a_time_writes_into_a_folder(
-    tmp_path, bad_pictures, capsys
-):
-  folder = tmp_path / 'out' / 'train'
-  folder.mkdir(parents=True)
-  # What the other one is about to rename.
-  other = folder / '.data-00000-of-00001.array_record.1-2.tmp'
-  other.write_bytes(b'half')
-  opened = os.open(folder, os.O_RDONLY)
-  fcntl.flock(opened, fcntl.LOCK_EX)
-  good = _mdetr(BAD_ROWS[:1])
-  assert _build_rows(tmp_path, bad_pictures, good) == 1
-  assert 'another conversion writes there' in capsys.readouterr().err
-  assert list(folder.iterdir()) == [other]
-  os.close(opened)
-  assert _build_rows(tmp_path, bad_pictures, good) == 0
-  assert not other.exists()
-  converted.assert_adds_up(folder)
 
 
 def test_strict_fails_and_renames_nothing(tmp_path, bad_pictures, capsys):

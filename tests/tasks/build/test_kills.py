@@ -1,4 +1,4 @@
-"""A conversion that is killed again and again ends with the same bytes."""
+"""A conversion that is killed or met by another one ends with the same bytes."""
 
 import json
 import os
@@ -125,3 +125,18 @@ def test_four_kills_leave_the_same_bytes(arguments, whole, tmp_path):
 def test_twenty_kills_leave_the_same_bytes(arguments, whole, tmp_path):
   rng = random.Random()
   _convert_with_kills(20, arguments, whole, tmp_path, rng)
+
+
+def test_a_folder_that_a_conversion_writes_to_is_left_to_it(
+    arguments, whole, tmp_path, capsys
+):
+  process = _start(arguments, tmp_path, workers=2)
+  _wait_until(lambda: list((tmp_path / 'train').glob('.*.tmp')))
+  os.killpg(process.pid, signal.SIGSTOP)
+  written = set((tmp_path / 'train').iterdir())
+  assert build.main([*arguments, '--output', str(tmp_path)]) == 1
+  assert 'another conversion writes there' in capsys.readouterr().err
+  assert set((tmp_path / 'train').iterdir()) == written
+  os.killpg(process.pid, signal.SIGCONT)
+  assert process.wait(PATIENCE) == 3
+  assert _files(tmp_path / 'train') == whole
