@@ -194,7 +194,9 @@ def chip_bytes(
   return ChipBytes(
       parameters=sum(parameters.values()),
       optimizer=sum(held.values()) - sum(parameters.values()),
-      gradients=sum(parameters[_TARGET + n] for n, yes in trains.items() if yes),
+      gradients=sum(
+          parameters[_TARGET + n] for n, yes in trains.items() if yes
+      ),
   )
 
 
