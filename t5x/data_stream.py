@@ -19,7 +19,9 @@ the default streams.
 
 A source may also tell `num_skipped(split)`, how many examples it had to replace
 by blank ones since the process began, and `waits(split)`, pairs of what it is
-reading and since how many seconds.
+reading and since how many seconds. The places that it is given say by `skips`
+whether it shall replace any. To be ready for that costs every example some time,
+so a stream asks for it from the first batch on that could not be read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -117,12 +119,14 @@ class StreamShard(seqio.ShardInfo):
     schedule: of the mixture, None outside of one.
     task: the number of a mixture's task whose own places these are; None for
       places of the whole stream.
+    skips: whether a blank example comes in place of one that cannot be read.
   """
 
   batch_size: int = 1
   start: int = 0
   schedule: Schedule | None = None
   task: int | None = None
+  skips: bool = False
 
   def _stream_places(self) -> tf.data.Dataset:
     rows = self.batch_size // self.num_shards
@@ -208,7 +212,8 @@ class Stream:
   """A stream by places, to be opened at any of them.
 
   Attributes:
-    open: `(start, seed)` -> batches of this host's rows.
+    open: `(start, seed, skips)` -> batches of this host's rows.
+    start: the place at which it begins.
     batch_size: rows of the global batch.
     seed: of the order.
     names: the tasks.
@@ -219,7 +224,8 @@ class Stream:
     max_skipped_share: of the examples this host takes, how many may be skipped.
   """
 
-  open: Callable[[int, int], tf.data.Dataset]
+  open: Callable[[int, int, bool], tf.data.Dataset]
+  start: int
   batch_size: int
   seed: int
   names: Sequence[str]
@@ -329,7 +335,8 @@ def interleaved(mixture_or_task: Any, split: str, seed: int) -> Any:
 
 def attach(
     dataset: tf.data.Dataset,
-    open_at: Callable[[int, int], tf.data.Dataset],
+    open_at: Callable[[int, int, bool], tf.data.Dataset],
+    start: int,
     provider: Any,
     split: str,
     batch_size: int,
@@ -341,8 +348,9 @@ def attach(
   A task that drops or adds examples is left out: its rows are no places.
 
   Args:
-    dataset: the batches, from place 0.
-    open_at: opens it at another place, with another seed.
+    dataset: the batches.
+    open_at: opens it at another place, with another seed, to skip or not.
+    start: the place at which it begins.
     provider: from `interleaved`.
     split: the split it reads.
     batch_size: rows of the global batch.
@@ -360,6 +368,7 @@ def attach(
   # What a user maps or batches anew loses the attribute, and rightly so.
   dataset.stream = Stream(
       open=open_at,
+      start=start,
       batch_size=batch_size,
       seed=seed,
       names=[task.name for task in tasks],
@@ -385,16 +394,16 @@ class StreamIterator(dataset_iterator.DatasetIterator):
   """Iterates a stream; its state is a place and a seed, for all hosts."""
 
   def __init__(self, dataset: tf.data.Dataset):
-    """Starts at place 0 of a data set that is a stream."""
-    self._go_on(dataset, 0)
+    """Starts where a data set that is a stream does."""
+    self._go_on(dataset)
     # Of this host, whatever place the stream moves to.
     self._rows, self._skipped_before = 0, self.stream.num_skipped()
+    self._skips = False
 
-  def _go_on(self, dataset: tf.data.Dataset, start: int) -> None:
+  def _go_on(self, dataset: tf.data.Dataset) -> None:
     stream = stream_of(dataset)
     assert stream is not None, dataset
-    self.stream = stream
-    self._start, self._taken = start, 0
+    self.stream, self._taken = stream, 0
     self._batches = dataset_iterator.TfDatasetIterator(
         dataset, checkpoint=False
     )
@@ -402,7 +411,7 @@ class StreamIterator(dataset_iterator.DatasetIterator):
   @property
   def place(self) -> int:
     """How many examples of the global stream have been taken."""
-    return self._start + self._taken * self.stream.batch_size
+    return self.stream.start + self._taken * self.stream.batch_size
 
   @property
   def element_spec(self) -> Any:
@@ -410,7 +419,19 @@ class StreamIterator(dataset_iterator.DatasetIterator):
     return self._batches.element_spec
 
   def __next__(self) -> Mapping[str, np.ndarray]:
-    batch = next(self._batches)
+    try:
+      batch = next(self._batches)
+    except tf.errors.OpError:
+      if self._skips:
+        raise
+      logging.warning(
+          'The batch at place %d cannot be read. From there on the stream skips '
+          'and names what cannot be.',
+          self.place,
+      )
+      self._skips = True
+      self._go_on(self.stream.open(self.place, self.stream.seed, True))
+      batch = next(self._batches)
     self._taken += 1
     self._rows += len(next(iter(batch.values())))
     skipped = self.stream.num_skipped() - self._skipped_before
@@ -419,7 +440,7 @@ class StreamIterator(dataset_iterator.DatasetIterator):
 
   def reset(self) -> None:
     """Starts the stream anew."""
-    self._go_on(self.stream.open(0, self.stream.seed), 0)
+    self._go_on(self.stream.open(0, self.stream.seed, self._skips))
 
   def save(self, filename: epath.Path, ahead: int = 0) -> None:
     """Writes the place.
@@ -451,4 +472,4 @@ class StreamIterator(dataset_iterator.DatasetIterator):
     place, seed = state['place'], state['seed']
     if seed != self.stream.seed:
       logging.info('The stream goes on with the seed it began with, %d.', seed)
-    self._go_on(self.stream.open(place, seed), place)
+    self._go_on(self.stream.open(place, seed, self._skips))

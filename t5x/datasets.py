@@ -176,13 +176,17 @@ def get_dataset(
       mixture_or_task, cfg.split, shuffle=cfg.shuffle, use_cached=cfg.use_cached
   )
 
-  def open_at(start: int, seed: int) -> tf.data.Dataset:
+  def open_at(start: int, seed: int, skips: bool) -> tf.data.Dataset:
     provider = mixture_or_task
     shard = seqio.ShardInfo(index=shard_id, num_shards=num_shards)
     if by_places:
       provider = data_stream.interleaved(provider, cfg.split, seed)
       shard = data_stream.StreamShard(
-          shard_id, num_shards, batch_size=cfg.batch_size, start=start
+          shard_id,
+          num_shards,
+          batch_size=cfg.batch_size,
+          start=start,
+          skips=skips,
       )
     dataset = seqio.get_dataset(
         mixture_or_task_name=provider,
@@ -203,6 +207,7 @@ def get_dataset(
       data_stream.attach(
           dataset,
           open_at,
+          start,
           provider,
           cfg.split,
           cfg.batch_size,
@@ -212,7 +217,7 @@ def get_dataset(
     return dataset
 
   with reading(cfg):
-    return open_at(0, seed)
+    return open_at(0, seed, False)
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ from tasks import records
 
 Example = Mapping[str, tf.Tensor]
 
-# Fields of a source that tell which record it is; the first one is there in
-# streams by places only.
+# Fields of a source that tell which record it is; the first one is there only in
+# streams by places that skip.
 RECORDS = 'records'
 INDEX = 'index'
 

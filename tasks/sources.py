@@ -10,7 +10,7 @@ nor of the buffer sizes. Only record numbers are shuffled, so an iterator's
 checkpoint holds a position and no decoded image.
 
 Training by places (`t5x.data_stream`) goes on without a record that cannot be
-used (`skipping`); all other reading ends with an error.
+used, if these say so (`skipping`); all other reading ends with an error.
 """
 
 from collections.abc import Collection, Mapping
@@ -32,6 +32,9 @@ MANIFEST = 'manifest.json'
 SCHEMA_VERSION = 1
 TRAINING = 'training'
 
+# Python is entered once for so many records.
+_READ_AT_ONCE = 8
+
 
 def data_dir() -> pathlib.Path:
   """Returns `$PIXEL_LLM_DATA_DIR`, or `./data` where it is not set."""
@@ -45,7 +48,7 @@ class ArrayRecordSource(seqio.DataSource):
   * `record`: the serialized `tf.train.Example`,
   * `index`: its number in the split,
   * `records`: what its shards are opened as (`records.opened`), in training by
-    places, where a record that cannot be read is empty,
+    places that skip, where a record that cannot be read is empty,
   * `training`: True, in splits to train on; others have no such field,
   * `seed`: int64 [2], a function of (seed, epoch, index). Preprocessors draw
     from it alone, so an example looks the same however many hosts there are.
@@ -191,7 +194,7 @@ class ArrayRecordSource(seqio.DataSource):
     is_training = split in self._training_splits
     marks = {TRAINING: tf.constant(True)} if is_training else {}
     shard_places = getattr(shard_info, 'places', None)
-    skips = is_training and shard_places is not None
+    skips = is_training and getattr(shard_info, 'skips', False)
     if skips:
       marks[skipping.RECORDS] = tf.constant(records)
 
@@ -215,12 +218,16 @@ class ArrayRecordSource(seqio.DataSource):
       )
     else:
       numbers = _one_epoch(num_records, seed, shard_info).map(record_number)
-    places = numbers.map(
-        functools.partial(_read, records_lib.opened(records), skips),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
+    opened = records_lib.opened(records)
     if shard_places is not None:
-      return places
+      some = numbers.batch(_READ_AT_ONCE).map(
+          functools.partial(_read_some, opened, skips),
+          num_parallel_calls=tf.data.AUTOTUNE,
+      )
+      return some.unbatch()
+    places = numbers.map(
+        functools.partial(_read, opened), num_parallel_calls=tf.data.AUTOTUNE
+    )
     # Checkpoints then hold the places of the readers, not what lies between
     # them and the consumer.
     options = tf.data.Options()
@@ -254,26 +261,39 @@ def _one_epoch(
 
 
 def _read(
+    records: records_lib.Records, place: Mapping[str, tf.Tensor]
+) -> dict[str, tf.Tensor]:
+  """Adds the bytes of one record."""
+  record = tf.numpy_function(
+      # Reading has no side effects; a stateful function could not be saved.
+      lambda index: records.read(int(index)),
+      [place[skipping.INDEX]],
+      tf.string,
+      stateful=False,
+  )
+  return {**place, 'record': tf.ensure_shape(record, [])}
+
+
+def _read_some(
     records: records_lib.Records,
     skips: bool,
-    place: Mapping[str, tf.Tensor],
+    places: Mapping[str, tf.Tensor],
 ) -> dict[str, tf.Tensor]:
-  """Adds the bytes of one record; none, if it skips one that is unreadable."""
+  """Adds the bytes of some records; none, where it skips an unreadable one."""
 
-  def read(index: np.ndarray) -> bytes:
+  def read(index: int) -> bytes:
     try:
-      return records.read(int(index))
+      return records.read(index)
     # Whatever keeps it from being read: `skipping` tries again and tells.
     except Exception:
       if not skips:
         raise
       return b''
 
-  record = tf.numpy_function(
-      # Reading has no side effects; a stateful function could not be saved.
-      read,
-      [place[skipping.INDEX]],
-      tf.string,
-      stateful=False,
+  def read_all(indices: np.ndarray) -> np.ndarray:
+    return np.array([read(int(index)) for index in indices], object)
+
+  some = tf.numpy_function(
+      read_all, [places[skipping.INDEX]], tf.string, stateful=False
   )
-  return {**place, 'record': tf.ensure_shape(record, [])}
+  return {**places, 'record': tf.ensure_shape(some, [None])}

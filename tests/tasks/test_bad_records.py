@@ -98,7 +98,7 @@ def _stream(roots, monkeypatch):
     dataset = datasets.get_dataset(
         cfg, index, count, feature_converters.PixelLLMMaskFeatureConverter
     )
-    opened = data_stream.stream_of(dataset).open(step * BATCH, 5)
+    opened = data_stream.stream_of(dataset).open(step * BATCH, 5, False)
     return data_stream.StreamIterator(opened)
 
   return stream

@@ -53,7 +53,7 @@ def check_stream(name, steps, start, counts):
     shards = []
     for index in range(count):
       shard = data_stream.stream_of(open_shard(name, index, count))
-      shards.append(take(shard.open(start * BATCH, 5), steps - start))
+      shards.append(take(shard.open(start * BATCH, 5, False), steps - start))
     joined = [sum(parts, []) for parts in zip(*shards)]
     assert joined == straight[start:], count
   return straight
