@@ -10,6 +10,15 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
+
+if __name__ == '__main__' and sys.argv[1] != 't5':
+  # Twice the digits wherever the program asks for float32, also in the defaults
+  # of what is imported from here on. Otherwise a decision (a ReLU, the best of some
+  # scores, an overlap) may be so close that the order of a sum makes it.
+  jax.config.update('jax_enable_x64', True)
+  jnp.float32 = jnp.float64
+
 import numpy as np
 import seqio
 
@@ -30,14 +39,9 @@ MODELS = ('t5', 'trace', 'masks', 'densecap')
 # (data, model); with one row of data, nothing can be cut over it.
 MESHES = {'all': ((8, 1), (4, 2), (2, 4), (1, 8)), 'few': ((2, 4),)}
 MICROBATCHES = {'all': (1, 2, 4), 'few': (2,)}
-# Of parameters for which no decision (a ReLU, the best of some scores, an
-# overlap) is so close that the order of a sum makes it, or for dense captions the
-# nearest to it of six; 0 where not told.
-SEEDS = {('masks', 'unrolled'): 1, ('densecap', 'unrolled'): 3}
-# What rounding may do to parameters, and how often it is tried.
-NOISE, NUM_NOISY = 3e-7, 4
-# Images, prompts, text tokens, context tokens, side of an image.
-B, N, T, C, SIDE = 8, 2, 6, 4, 80
+# Images, prompts, text tokens, context tokens, side of an image. Every
+# microbatch of every mesh has an image for each of its rows of devices.
+B, N, T, C, SIDE = 32, 2, 6, 4, 80
 
 GIN_FILES = {
     'trace': (),
@@ -54,6 +58,7 @@ from pixel_llm.modules import t5_text_head
 OPTIMIZER = None
 DECODER = None
 DROPOUT_RATE = 0.0
+DTYPE = 'float64'
 NETWORK = @network.PixelLLM()
 TINY_IMAGE_SIZE = {SIDE}
 sam_image_encoder.SamImageEncoder.depth = 4
@@ -147,7 +152,7 @@ def pixel_llm_batch(with_masks, with_detection):
       'point_weights': mask.astype(np.float32),
   }
   if with_masks:
-    batch['masks'] = rng.integers(0, 2, batch['masks'].shape).astype(np.uint8)
+    batch['masks'] = rng.integers(0, 256, batch['masks'].shape).astype(np.uint8)
     batch['mask_weights'] = mask.astype(np.float32)
   if with_detection:
     batch['detection_weights'] = mask.astype(np.float32)
@@ -155,7 +160,7 @@ def pixel_llm_batch(with_masks, with_detection):
   return batch
 
 
-def initial_state(model, batch, seed):
+def initial_state(model, batch):
   """The train state of step 0, as host arrays."""
   shapes = {name: x.shape for name, x in batch.items()}
   types = {name: x.dtype for name, x in batch.items()}
@@ -166,7 +171,7 @@ def initial_state(model, batch, seed):
         model.optimizer_def, variables
     )
 
-  return jax.device_get(jax.jit(create)(jax.random.PRNGKey(seed)))
+  return jax.device_get(jax.jit(create)(jax.random.PRNGKey(0)))
 
 
 def loss_and_grads(model, state, batch, partitioner, num_microbatches):
@@ -175,11 +180,6 @@ def loss_and_grads(model, state, batch, partitioner, num_microbatches):
   Returns:
     The loss, the gradients, and how many parameters are cut.
   """
-  return step_on(model, state, partitioner, num_microbatches)(state, batch)
-
-
-def step_on(model, state, partitioner, num_microbatches):
-  """Returns `loss_and_grads` as a function of states like this one."""
   placed = partitioner.get_mesh_axes(state)
 
   def step(state, batch):
@@ -196,26 +196,13 @@ def step_on(model, state, partitioner, num_microbatches):
   spec = partitioner.data_partition_spec
   compiled = partitioner.partition(step, (placed, spec), (None, None))
 
-  def run(state, batch):
-    state = partitioner.move_params_to_devices(state, placed)
-    loss, grads = compiled(state, batch)
-    cut = sum(
-        not leaf.sharding.is_fully_replicated
-        for leaf in jax.tree.leaves(state.params)
-    )
-    return float(loss), jax.tree.map(np.asarray, grads), cut
-
-  return run
-
-
-def noisy(state, seed):
-  """Returns a state whose parameters are off by some units in the last place."""
-  rng = np.random.default_rng(seed)
-
-  def add(x):
-    return (x * (1 + NOISE * rng.standard_normal(x.shape))).astype(x.dtype)
-
-  return state.replace_params(jax.tree.map(add, state.params))
+  state = partitioner.move_params_to_devices(state, placed)
+  loss, grads = compiled(state, batch)
+  cut = sum(
+      not leaf.sharding.is_fully_replicated
+      for leaf in jax.tree.leaves(state.params)
+  )
+  return float(loss), jax.tree.map(np.asarray, grads), cut
 
 
 def difference(found, want):
@@ -263,14 +250,9 @@ def main(name, form, which):
           additional_rules=axes.additional_rules()
       ),
   )
-  state = initial_state(model, batch, SEEDS.get((name, form), 0))
-  on_one = step_on(model, state, one, None)
-  whole = on_one(state, batch)
+  state = initial_state(model, batch)
+  whole = loss_and_grads(model, state, batch, one, None)
   report = {'loss': whole[0], 'meshes': {}}
-  report['noisy'] = max(
-      difference(on_one(noisy(state, seed), batch)[1], whole[1])
-      for seed in range(NUM_NOISY)
-  )
   references = {1: whole}
   for number in MICROBATCHES[which]:
     if number > 1 and which == 'all':

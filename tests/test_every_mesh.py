@@ -20,6 +20,7 @@ def compare(model, form, which):
   flags = '--xla_force_host_platform_device_count=8'
   # Every mesh is compiled anew and runs once.
   flags += ' --xla_backend_optimization_level=0'
+  flags += ' --xla_llvm_disable_expensive_passes=true'
   result = subprocess.run(
       [sys.executable, str(SCRIPT), model, form, which],
       env={
@@ -46,8 +47,7 @@ def assert_like_one_device(report, num_combinations):
   for name, mesh in meshes.items():
     assert abs(mesh['loss']) < 1e-5, (name, mesh)
     worst, parameter = mesh['grads']
-    # If noise on one device does more, `every_mesh.SEEDS` needs another draw.
-    assert worst < 1e-5, (name, parameter, worst, report['noisy'])
+    assert worst < 1e-5, (name, parameter, worst)
   # Where an axis is larger than 1, parameters are cut over it.
   whole = {name for name, mesh in on_eight.items() if not mesh['cut']}
   assert whole == {n for n in on_eight if n.startswith('8x1 ') and 'f' not in n}
