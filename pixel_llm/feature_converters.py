@@ -5,12 +5,13 @@ zeros to its full shape and adds `prompt_mask`, True for the n real prompts.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import seqio
 import tensorflow as tf
 
 from pixel_llm import features
+
+_WRONG_LENGTHS = 'Features do not have their task_feature_lengths:'
 
 
 def _feature_specs(
@@ -78,38 +79,63 @@ class PixelLLMFeatureConverter(seqio.FeatureConverter):
   ) -> tf.data.Dataset:
     """Pads to the full shapes and adds `prompt_mask`."""
     num_prompts = features.sizes_of(task_feature_lengths)['N']
+    lengths = {
+        name: tuple(task_feature_lengths[name]) for name in self.TASK_FEATURES
+    }
 
     def convert(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-      batch = {name: example[name] for name in self.TASK_FEATURES}
-      with tf.control_dependencies(self._row_checks(batch)):
+      batch = {name: example[name] for name in lengths}
+      with tf.control_dependencies([self._check(batch, lengths)]):
         rows = tf.shape(batch['text_tokens'])[0]
       padded = {
-          name: pad_feature(name, tensor, tuple(task_feature_lengths[name]))
+          name: pad_rows(tensor, rows, lengths[name])
           for name, tensor in batch.items()
       }
       padded['prompt_mask'] = tf.sequence_mask(rows, num_prompts)
       return padded
 
-    return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+    return ds.map(convert)
 
-  def _row_checks(self, batch: Mapping[str, tf.Tensor]) -> list[Any]:
-    """Asserts that all prompt features have the same rows.
+  def _check(
+      self,
+      batch: Mapping[str, tf.Tensor],
+      lengths: Mapping[str, tuple[int, ...]],
+  ) -> tf.Operation:
+    """Asserts that all features fit, and have the same prompts.
 
-    Without any, as where a crop shows no object, a picture joins no loss.
+    One assertion for all axes: by the feature they took as long as the padding.
+    Without any prompt, as where a crop shows no object, a picture joins no loss.
+
+    Raises:
+      ValueError: for a side that is known to be too long when the graph is made.
     """
+    described = features.task_features(self.WITH_MASKS)
+    axes, largest, counts_rows = [], [], []
+    for name, length in lengths.items():
+      for axis, most in enumerate(length):
+        is_rows = axis == 0 and described[name].axes[0] == 'N'
+        rule = 'as many as text_tokens, ' if is_rows else ''
+        axes.append(f'{name} axis {axis} ({rule}at most {most})')
+        side = batch[name].shape[axis]
+        if side is not None and side > most:
+          raise ValueError(f'{_WRONG_LENGTHS} {axes[-1]} is {side}.')
+        largest.append(most)
+        counts_rows.append(is_rows)
     rows = tf.shape(batch['text_tokens'])[0]
-    checks = []
-    axes = features.task_features(self.WITH_MASKS)
-    for name, tensor in batch.items():
-      if axes[name].axes[0] == 'N':
-        checks.append(
-            tf.debugging.assert_equal(
-                tf.shape(tensor)[0],
-                rows,
-                f'{name} and text_tokens have different numbers of prompts.',
-            )
-        )
-    return checks
+    sides = tf.concat([tf.shape(batch[name]) for name in lengths], axis=0)
+    is_wrong = tf.logical_or(
+        sides > largest, tf.logical_and(counts_rows, sides != rows)
+    )
+    return tf.debugging.Assert(
+        tf.logical_not(tf.reduce_any(is_wrong)),
+        [
+            _WRONG_LENGTHS,
+            tf.boolean_mask(axes, is_wrong),
+            'are',
+            tf.boolean_mask(sides, is_wrong),
+        ],
+        summarize=len(axes),
+    )
 
   def get_model_feature_lengths(
       self, task_feature_lengths: Mapping[str, tuple[int, ...]]
@@ -131,16 +157,29 @@ class PixelLLMMaskFeatureConverter(PixelLLMFeatureConverter):
   MODEL_FEATURES = _feature_specs(features.model_features(with_masks=True))
 
 
-def pad_feature(
-    name: str, tensor: tf.Tensor, shape: tuple[int, ...]
+def pad_rows(
+    tensor: tf.Tensor, rows: tf.Tensor | int, shape: tuple[int, ...]
 ) -> tf.Tensor:
-  """Pads with zeros at the end of each axis; longer than `shape` is an error."""
-  check = tf.debugging.assert_less_equal(
-      tf.shape(tensor),
-      shape,
-      f'Feature {name!r} is larger than its task_feature_length {shape}.',
-  )
-  with tf.control_dependencies([check]):
-    missing = tf.constant(shape) - tf.shape(tensor)
-  tensor = tf.pad(tensor, tf.stack([tf.zeros_like(missing), missing], axis=1))
-  return tf.ensure_shape(tensor, shape)
+  """Pads a feature with zeros to its full shape.
+
+  Args:
+    tensor: has the static shape already; or only its first axis, of prompts, is
+      shorter; or any axis is.
+    rows: its prompts.
+    shape: the full shape.
+
+  Returns:
+    The tensor in the full shape.
+  """
+  if tensor.shape == shape:
+    return tensor
+  if tensor.shape[1:] == shape[1:]:
+    # The same few operations for all features of a rank.
+    missing = tf.pad([[0, shape[0] - rows]], [[0, len(shape) - 1], [0, 0]])
+  else:
+    missing = tf.stack(
+        [tf.zeros_like(shape), tf.constant(shape) - tf.shape(tensor)], axis=1
+    )
+  padded = tf.pad(tensor, missing)
+  padded.set_shape(shape)
+  return padded

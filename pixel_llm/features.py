@@ -2,7 +2,8 @@
 
 Tasks yield these features, the feature converter pads them, the model reads
 them under the same names. Sizes: `S` side of the square network input, `N`
-prompts an image, `T` text tokens, `C` context tokens, `P` points a token.
+prompts an image, `T` text tokens, `C` context tokens, `P` points a token, and
+`W`, the bytes of a row of `S` bits.
 """
 
 from collections.abc import Mapping
@@ -65,7 +66,9 @@ TASK_FEATURES: Mapping[str, BatchFeature] = {
 }
 
 MASK_FEATURES: Mapping[str, BatchFeature] = {
-    'masks': BatchFeature(('N', 'S', 'S'), 'uint8', '1 on the object, else 0'),
+    'masks': BatchFeature(
+        ('N', 'S', 'W'), 'uint8', 'bits (`mask_bits`), 1 on the object, else 0'
+    ),
     'mask_weights': BatchFeature(
         ('N',), 'float32', '1 if the prompt joins the mask loss'
     ),
@@ -89,9 +92,13 @@ def feature_shape(
     feature: BatchFeature, sizes: Mapping[str, int]
 ) -> tuple[int, ...]:
   """Puts numbers for letters: `('N', 4)` with `N = 16` is `(16, 4)`."""
-  return tuple(
-      sizes[axis] if isinstance(axis, str) else axis for axis in feature.axes
-  )
+  return tuple(_axis_size(axis, sizes) for axis in feature.axes)
+
+
+def _axis_size(axis: str | int, sizes: Mapping[str, int]) -> int:
+  if axis == 'W':
+    return -(-sizes['S'] // 8)
+  return sizes[axis] if isinstance(axis, str) else axis
 
 
 def feature_lengths(
@@ -168,7 +175,9 @@ def sizes_of(lengths: Mapping[str, Any]) -> dict[str, int]:
           f' {len(feature.axes)} numbers for the axes {feature.axes}.{hint}'
       )
     for axis, size in zip(feature.axes, shape):
-      wanted = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
+      if isinstance(axis, str) and axis != 'W':
+        sizes.setdefault(axis, size)
+      wanted = _axis_size(axis, sizes)
       if size != wanted:
         raise ValueError(
             f'task_feature_lengths[{name!r}] is {tuple(shape)}: axis {axis}'

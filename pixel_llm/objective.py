@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 from pixel_llm import detection_losses
 from pixel_llm import geometry
 from pixel_llm import losses
+from pixel_llm import mask_bits
 from pixel_llm import network
 from pixel_llm import stages
 
@@ -242,7 +243,7 @@ class Objective:
       terms['mask'] = losses.mask_loss(
           outputs.mask.logits,
           outputs.mask.iou,
-          batch['masks'],
+          mask_bits.unpack(batch['masks'], width),
           geometry.valid_mask(batch['image_hw'], height, width),
           batch['mask_weights'],
       ).sum()

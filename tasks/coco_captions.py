@@ -104,7 +104,7 @@ def choose_rows(
   rows = steps.draw_rows(
       tf.range(tf.size(example['texts'])), num_prompts, training, seeds[1], 1
   )
-  request = steps.draw_text(SHORT_CAPTION_PROMPTS, training, seeds[2])
+  request = steps.draw_number(len(SHORT_CAPTION_PROMPTS), training, seeds[2])
   return {
       **outputs.take_rows(example, ROW_FIELDS, rows),
       **views.to_fields(view),
@@ -135,11 +135,11 @@ def finish_rows(
       'image_hw': view.hw,
       'prompt_boxes': image_ops.image_boxes(view.hw, rows),
       'text_tokens': text_ops.tokenize(texts, vocabulary, sizes['T']),
-      'context_tokens': text_ops.tokenize(
+      'context_tokens': text_ops.known_texts(
+          SHORT_CAPTION_PROMPTS,
           tf.fill([rows], example['request']),
           vocabulary,
           sizes['C'],
-          begin=False,
       ),
       'boxes': tf.zeros([rows, 4], tf.float32),
       'points': tf.zeros([rows, sizes['T'], sizes['P'], 2], tf.float32),

@@ -210,13 +210,16 @@ def pad_image(image: tf.Tensor, size: int) -> tf.Tensor:
   Returns:
     The same type, [..., size, size, c].
   """
-  missing = size - image_hw(image)
+  shape = tf.shape(image)
+  height, width, channels = shape[-3], shape[-2], image.shape[-1]
+  assert channels is not None, image
+  # TensorFlow pads whole rows faster than pixels.
+  rows = tf.reshape(image, tf.concat([shape[:-2], [width * channels]], axis=0))
   paddings = [[0, 0]] * (image.shape.rank - 3)
-  paddings += [[0, missing[0]], [0, missing[1]], [0, 0]]
-  padded = tf.pad(image, paddings)
-  return tf.ensure_shape(
-      padded, [*image.shape[:-3], size, size, image.shape[-1]]
-  )
+  paddings += [[0, size - height], [0, (size - width) * channels]]
+  full_shape = tf.concat([shape[:-3], [size, size, channels]], axis=0)
+  padded = tf.reshape(tf.pad(rows, paddings), full_shape)
+  return tf.ensure_shape(padded, [*image.shape[:-3], size, size, channels])
 
 
 def image_boxes(hw: tf.Tensor, num_boxes: tf.Tensor) -> tf.Tensor:

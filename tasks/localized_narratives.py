@@ -182,13 +182,13 @@ def choose_rows(
     num_prompts: N.
 
   Returns:
-    The example with its rows and `request`, the text of the context.
+    The example with its rows and `request`, the number of the context.
   """
   seeds = tf.random.split(example['seed'])
   numbers = tf.range(tf.size(example['texts']))
   training = example['training']
   rows = steps.draw_rows(numbers, num_prompts, training, seeds[0])
-  request = steps.draw_text(LONG_CAPTION_PROMPTS, training, seeds[1])
+  request = steps.draw_number(len(LONG_CAPTION_PROMPTS), training, seeds[1])
   return {
       **outputs.take_rows(example, ROW_FIELDS, rows),
       'request': request,
@@ -225,11 +225,11 @@ def finish_rows(
       'image_hw': view.hw,
       'prompt_boxes': image_ops.image_boxes(view.hw, rows),
       'text_tokens': tokens,
-      'context_tokens': text_ops.tokenize(
+      'context_tokens': text_ops.known_texts(
+          LONG_CAPTION_PROMPTS,
           tf.fill([rows], example['request']),
           vocabulary,
           sizes['C'],
-          begin=False,
       ),
       'boxes': tf.zeros([rows, 4], tf.float32),
       'points': points,

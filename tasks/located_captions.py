@@ -15,7 +15,6 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from tasks import image_ops
 from tasks import outputs
 from tasks import steps
 from tasks import text_ops
@@ -54,9 +53,7 @@ def choose_rows(
   view = views.choose_view(
       example['orig_hw'], size, training, scale_range, seeds[0], mirror
   )
-  visible = image_ops.has_area(view.boxes(example['boxes_orig']))
-  # Evaluation shows the whole picture, and every box with it.
-  rows = tf.where(tf.logical_or(visible, tf.logical_not(training)))[:, 0]
+  rows = views.visible_rows(view, example['boxes_orig'], training)
   rows = steps.draw_rows(rows, num_prompts, training, seeds[1], num_shown)
   return {
       **outputs.take_rows(example, row_fields, rows),
@@ -91,8 +88,8 @@ def finish_rows(
       'image_hw': view.hw,
       'prompt_boxes': boxes,
       'text_tokens': text_ops.tokenize(texts, vocabulary, sizes['T']),
-      'context_tokens': text_ops.tokenize(
-          tf.fill([rows], REQUEST), vocabulary, sizes['C'], begin=False
+      'context_tokens': text_ops.known_texts(
+          (REQUEST,), tf.zeros([rows], tf.int32), vocabulary, sizes['C']
       ),
       'boxes': boxes,
       'points': tf.zeros([rows, sizes['T'], sizes['P'], 2], tf.float32),

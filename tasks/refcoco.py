@@ -103,18 +103,12 @@ def choose_rows(
     evaluation, 0 to N in random order in training.
   """
   seeds = tf.random.split(example['seed'])
+  training = example['training']
   view = views.choose_view(
-      example['orig_hw'], size, example['training'], scale_range, seeds[0]
+      example['orig_hw'], size, training, scale_range, seeds[0]
   )
-  visible = tf.where(image_ops.has_area(view.boxes(example['boxes_orig'])))[
-      :, 0
-  ]
-  drawn = tf.random.experimental.stateless_shuffle(visible, seeds[1])
-  rows = tf.cond(
-      example['training'],
-      lambda: drawn[:num_prompts],
-      lambda: tf.range(tf.size(example['texts'], tf.int64)),
-  )
+  rows = views.visible_rows(view, example['boxes_orig'], training)
+  rows = steps.draw_rows(rows, num_prompts, training, seeds[1])
   return {
       **outputs.take_rows(example, ROW_FIELDS, rows),
       **views.to_fields(view),
@@ -179,8 +173,9 @@ def finish_rows(
       **outputs.loss_fields(rows, caption=caption_weight, point=1.0),
   }
   if with_masks:
+    masks = view.masks(example['run_ends'], sizes['S'])
     finished['masks'] = tf.gather(
-        view.masks(example['run_ends'], sizes['S']), example['mask_numbers']
+        run_lengths.bits(masks), example['mask_numbers']
     )
     finished['mask_weights'] = tf.cast(
         tf.strings.length(example['mask_rle_counts']) > 0, tf.float32

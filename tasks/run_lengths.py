@@ -20,6 +20,7 @@ _SIGN = 0x10
 _LARGEST_SHIFT = 25
 
 _EACH_BYTE = 0x0101010101010101
+_PACK_BYTES = 0x0102040810204080
 _LEVELS = 2
 
 
@@ -128,6 +129,27 @@ def sample(
   inside = _parities(tf.reshape(flips, [num_masks, stride]))[:, :crossings]
   by_column = tf.reshape(inside, [num_masks, num_columns, num_rows])
   return tf.transpose(tf.gather(by_column, places, axis=1), [0, 2, 1])
+
+
+def bits(masks: tf.Tensor) -> tf.Tensor:
+  """Packs masks as `pixel_llm.mask_bits` does.
+
+  Args:
+    masks: 0 and 1 [n, h, w] uint8.
+
+  Returns:
+    Bits [n, h, ceil(w / 8)] uint8.
+  """
+  height, width = masks.shape[1:]
+  assert height is not None and width is not None, masks
+  whole = tf.pad(masks, [[0, 0], [0, 0], [0, -width % 8]])
+  words = tf.bitcast(
+      tf.reshape(whole, [-1, height, -(-width // 8), 8]), tf.uint64
+  )
+  # Moves bit 0 of byte k to bit k of the last byte.
+  return tf.bitcast(words * tf.constant(_PACK_BYTES, tf.uint64), tf.uint8)[
+      ..., -1
+  ]
 
 
 def _parities(counts: tf.Tensor, levels: int = _LEVELS) -> tf.Tensor:

@@ -10,7 +10,7 @@ boxes, or the record cannot be used (`skipping`): such a picture has no prompt
 and joins no loss. Streams by places (`t5x.data_stream`) rely on it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,17 +56,17 @@ def run(
     return data.map(step, num_parallel_calls=tf.data.AUTOTUNE)
 
   spec: Any = dataset.element_spec
-  is_training = sources.TRAINING in spec
-  if skipping.RECORDS in spec:
+  if sources.TRAINING in spec:
+    # One map: each hands its examples to other threads, which takes time.
+    def shown(record: Example) -> dict[str, tf.Tensor]:
+      return decode(choose(parse(record)))
+
     # What has most operations, and cannot fail, is left outside.
-    read = skipping.or_blank(
-        lambda record: decode(choose(parse(record))), sizes['S']
-    )
+    skips = skipping.RECORDS in spec
+    read = skipping.or_blank(shown, sizes['S']) if skips else shown
     return map_in_parallel(dataset, lambda record: finish(read(record)))
-  dataset = map_in_parallel(dataset, parse)
-  dataset = map_in_parallel(dataset, choose)
-  if not is_training:
-    dataset = outputs.split_rows(dataset, row_fields, sizes['N'])
+  dataset = map_in_parallel(dataset, lambda record: choose(parse(record)))
+  dataset = outputs.split_rows(dataset, row_fields, sizes['N'])
   return map_in_parallel(dataset, lambda example: finish(decode(example)))
 
 
@@ -150,6 +150,16 @@ def ragged(name: str, dtype: tf.DType) -> tf.io.RaggedFeature:
   )
 
 
+def in_training(
+    training: tf.Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]
+) -> Any:
+  """`tf.cond` of whether a split is trained on, which the graph often knows."""
+  known = tf.get_static_value(training)
+  if known is None:
+    return tf.cond(training, then, otherwise)
+  return then() if known else otherwise()
+
+
 def draw_rows(
     rows: tf.Tensor,
     num_prompts: int,
@@ -169,18 +179,20 @@ def draw_rows(
   Returns:
     Row numbers.
   """
-  drawn = tf.random.experimental.stateless_shuffle(rows, seed)
-  return tf.cond(
-      training, lambda: drawn[:num_prompts], lambda: rows[:num_shown]
+
+  def drawn() -> tf.Tensor:
+    return tf.random.experimental.stateless_shuffle(rows, seed)[:num_prompts]
+
+  return in_training(training, drawn, lambda: rows[:num_shown])
+
+
+def draw_number(count: int, training: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+  """Any number below `count` in training, else 0; int32 scalar."""
+  return in_training(
+      training,
+      lambda: tf.random.stateless_uniform([], seed, 0, count, tf.int32),
+      lambda: tf.constant(0),
   )
-
-
-def draw_text(
-    texts: Sequence[str], training: tf.Tensor, seed: tf.Tensor
-) -> tf.Tensor:
-  """Any of the texts in training, else the first; string scalar."""
-  number = tf.random.stateless_uniform([], seed, 0, len(texts), tf.int32)
-  return tf.gather(tf.constant(texts), tf.where(training, number, 0))
 
 
 def with_truth(

@@ -4,6 +4,8 @@ RefA: golden case `io_decode`, and "copy 15" of the original's habits: a text
 that does not fit loses its end token.
 """
 
+from collections.abc import Sequence
+
 import seqio
 import tensorflow as tf
 
@@ -32,16 +34,38 @@ def tokenize(
   Returns:
     Ids [n, length] int32, 0 as padding.
   """
-  pieces = tf.cast(vocabulary.encode_tf(texts), tf.int32)
+  pieces = vocabulary.encode_tf(texts)
   begin_id, end_id = vocabularies.begin_end_ids(vocabulary)
-  column = tf.ones_like(texts, tf.int32)[:, tf.newaxis]
-  parts = [pieces]
-  if begin:
-    parts.insert(0, column * begin_id)
+  room = length - 1 if begin else length
+  rows = tf.cast(pieces.to_tensor(shape=[None, room]), tf.int32)
   if end:
-    parts.append(column * end_id)
-  rows = tf.concat(parts, axis=1) if len(parts) > 1 else pieces
-  return tf.ensure_shape(rows.to_tensor(shape=[None, length]), [None, length])
+    counts = tf.cast(pieces.row_lengths(), tf.int32)[:, tf.newaxis]
+    rows = tf.where(tf.range(room) == counts, end_id, rows)
+  if begin:
+    rows = tf.pad(rows, [[0, 0], [1, 0]], constant_values=begin_id)
+  return tf.ensure_shape(rows, [None, length])
+
+
+def known_texts(
+    texts: Sequence[str],
+    numbers: tf.Tensor,
+    vocabulary: seqio.Vocabulary,
+    length: int,
+) -> tf.Tensor:
+  """Rows of context tokens of texts that are known when the graph is made.
+
+  Args:
+    texts: to choose from.
+    numbers: which of them [n] int32.
+    vocabulary: of `tokenize`.
+    length: ids a row.
+
+  Returns:
+    Ids [n, length] int32, without begin, 0 as padding.
+  """
+  with tf.init_scope():
+    rows = tokenize(tf.constant(texts), vocabulary, length, begin=False).numpy()
+  return tf.gather(rows, numbers)
 
 
 def text_token_mask(

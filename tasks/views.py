@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tasks import image_ops
 from tasks import run_lengths
+from tasks import steps
 
 
 class View(NamedTuple):
@@ -25,7 +26,8 @@ class View(NamedTuple):
     resized_hw: size after resizing.
     offset: (row, column) of the crop's first pixel in the resized picture.
     hw: size of the crop, the valid area of the network input.
-    mirrored: whether left and right change sides, bool scalar.
+    mirrored: whether left and right change sides: bool scalar, or False if it
+      is known of all views.
   """
 
   orig_hw: tf.Tensor
@@ -41,6 +43,8 @@ class View(NamedTuple):
 
   def _turned(self, cropped: tf.Tensor) -> tf.Tensor:
     """Mirrors a picture or a stack of masks, if the view is."""
+    if self.mirrored is False:
+      return cropped
     return tf.cond(
         tf.convert_to_tensor(self.mirrored),
         lambda: tf.reverse(cropped, [-2]),
@@ -80,6 +84,8 @@ class View(NamedTuple):
     """Moves boxes [..., 4] and clips them to the valid area."""
     scaled = image_ops.scale_boxes(boxes, self.orig_hw, self.resized_hw)
     cropped = image_ops.crop_boxes(scaled, self.offset, self.hw)
+    if self.mirrored is False:
+      return cropped
     flipped = image_ops.flip_boxes(cropped, self.hw[1])
     return tf.where(self.mirrored, flipped, cropped)
 
@@ -87,6 +93,8 @@ class View(NamedTuple):
     """Moves points [..., 2] and clips them to the valid area."""
     scaled = image_ops.scale_points(points, self.orig_hw, self.resized_hw)
     cropped = image_ops.crop_points(scaled, self.offset, self.hw)
+    if self.mirrored is False:
+      return cropped
     flipped = image_ops.flip_points(cropped, self.hw[1])
     return tf.where(self.mirrored, flipped, cropped)
 
@@ -95,7 +103,7 @@ def fitted_view(orig_hw: tf.Tensor, size: int) -> View:
   """The whole picture, its longer side at `size`."""
   resized_hw = image_ops.ratio_hw(orig_hw, size, tf.constant(1.0))
   offset = tf.zeros([2], tf.int32)
-  return View(orig_hw, resized_hw, offset, resized_hw, tf.constant(False))
+  return View(orig_hw, resized_hw, offset, resized_hw)
 
 
 def centered_view(orig_hw: tf.Tensor, size: int) -> View:
@@ -103,7 +111,7 @@ def centered_view(orig_hw: tf.Tensor, size: int) -> View:
   resized_hw = image_ops.shorter_side_hw(orig_hw, tf.constant(size))
   hw = tf.minimum(resized_hw, size)
   offset = image_ops.center_crop_offset(resized_hw, hw)
-  return View(orig_hw, resized_hw, offset, hw, tf.constant(False))
+  return View(orig_hw, resized_hw, offset, hw)
 
 
 def random_view(
@@ -131,11 +139,10 @@ def random_view(
   resized_hw = image_ops.ratio_hw(orig_hw, size, ratio)
   hw = tf.minimum(resized_hw, size)
   offset = image_ops.random_crop_offset(resized_hw, hw, seeds[1])
-  mirrored = tf.constant(False)
-  if mirror:
-    coin = tf.random.stateless_uniform([], tf.random.fold_in(seed, 2))
-    mirrored = coin < 0.5
-  return View(orig_hw, resized_hw, offset, hw, mirrored)
+  if not mirror:
+    return View(orig_hw, resized_hw, offset, hw)
+  coin = tf.random.stateless_uniform([], tf.random.fold_in(seed, 2))
+  return View(orig_hw, resized_hw, offset, hw, coin < 0.5)
 
 
 def choose_view(
@@ -161,20 +168,54 @@ def choose_view(
   Returns:
     The view.
   """
-  return View(
-      *tf.cond(
-          training,
-          lambda: tuple(random_view(orig_hw, size, scale_range, seed, mirror)),
-          lambda: tuple(still_view(orig_hw, size)),
-      )
+  is_tensor = len(View._fields) if mirror else -1
+  fields = steps.in_training(
+      training,
+      lambda: random_view(orig_hw, size, scale_range, seed, mirror)[:is_tensor],
+      lambda: still_view(orig_hw, size)[:is_tensor],
+  )
+  return View(*fields)
+
+
+def visible_rows(
+    view: View, boxes_orig: tf.Tensor, training: tf.Tensor
+) -> tf.Tensor:
+  """The boxes that an example may show.
+
+  Args:
+    view: of the example.
+    boxes_orig: [n, 4] in pixels of the picture.
+    training: bool scalar.
+
+  Returns:
+    Numbers [m] int64 of those that the view still shows; in evaluation, which
+    shows the whole picture, of all.
+  """
+  return steps.in_training(
+      training,
+      lambda: tf.where(image_ops.has_area(view.boxes(boxes_orig)))[:, 0],
+      lambda: tf.range(tf.shape(boxes_orig, tf.int64)[0]),
   )
 
 
 def to_fields(view: View) -> dict[str, tf.Tensor]:
-  """Names a view's tensors, to carry them in an example."""
-  return {f'view/{name}': value for name, value in view._asdict().items()}
+  """Names a view's tensors, to carry them in an example.
+
+  What says that no view is mirrored is left out, and known to be False again.
+  """
+  return {
+      f'view/{name}': value
+      for name, value in view._asdict().items()
+      if value is not False
+  }
 
 
 def from_fields(example: Mapping[str, tf.Tensor]) -> View:
   """Takes the view out of an example."""
-  return View(*(example[f'view/{name}'] for name in View._fields))
+  return View(
+      **{
+          name: example[f'view/{name}']
+          for name in View._fields
+          if f'view/{name}' in example
+      }
+  )

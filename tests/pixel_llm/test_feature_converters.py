@@ -59,20 +59,35 @@ def test_other_fields_of_the_task_do_not_reach_the_model():
 @pytest.mark.parametrize(
     ('example', 'message'),
     [
-        (_example(4), 'is larger than its task_feature_length (3, '),
+        (
+            _example(4),
+            'prompt_boxes axis 0 (as many as text_tokens, at most 3)',
+        ),
         (
             _example(2, boxes=np.ones((3, 4), np.float32)),
-            'boxes and text_tokens have different numbers',
+            'boxes axis 0 (as many as text_tokens, at most 3)',
         ),
         (
             _example(2, text_tokens=np.ones((2, 6), np.int32)),
-            "'text_tokens' is larger",
+            'text_tokens axis 1 (at most 5)',
         ),
     ],
 )
-def test_wrong_rows_are_refused(example, message):
+@pytest.mark.parametrize('known', [True, False])
+def test_wrong_rows_are_refused(example, message, known):
+  dataset = tf.data.Dataset.from_tensors(example)
+  if not known:
+    dataset = tf.data.Dataset.from_generator(
+        lambda: [example],
+        output_signature={
+            name: tf.TensorSpec([None] * value.ndim, value.dtype)
+            for name, value in example.items()
+        },
+    )
+  converter = feature_converters.PixelLLMFeatureConverter()
   with pytest.raises((tf.errors.InvalidArgumentError, ValueError)) as error:
-    list(_convert(example))
+    list(converter(dataset, LENGTHS))
+  assert 'Features do not have their task_feature_lengths' in str(error.value)
   assert message in str(error.value)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from pixel_llm import beam_search
 from pixel_llm import generation
+from pixel_llm import mask_bits
 from pixel_llm import models
 from pixel_llm import network
 from pixel_llm.modules import bert_text_head
@@ -134,7 +135,7 @@ def draw_batch(seed: int):
       'text_tokens': text_tokens,
       'boxes': boxes[:, :, 1],
       'points': points,
-      'masks': rng.integers(0, 2, (*shape, SIDE, SIDE)).astype(np.uint8),
+      'masks': mask_bits.pack(rng.integers(0, 2, (*shape, SIDE, SIDE))),
       'prompt_mask': in_use,
       **weights,
   }

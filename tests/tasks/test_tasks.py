@@ -11,6 +11,7 @@ import seqio
 
 from pixel_llm import feature_converters
 from pixel_llm import features
+from pixel_llm import mask_bits
 from tasks import localized_narratives
 
 LENGTHS = features.feature_lengths(96, 4, 16, 12, with_masks=True)
@@ -52,7 +53,8 @@ def test_boxes_lie_around_their_masks(data_dir):
   examples += _examples('refcoco_sample_refseg', LENGTHS, split='train', seed=1)
   for example in examples:
     np.testing.assert_array_equal(example['mask_weights'], 1)
-    for box, mask in zip(example['boxes'], example['masks']):
+    masks = mask_bits.unpack(example['masks'], 96)
+    for box, mask in zip(example['boxes'], masks):
       ys, xs = np.nonzero(mask)
       tight = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
       np.testing.assert_allclose(tight, box, atol=2)
@@ -136,7 +138,8 @@ def _perfect(dataset):
     rows.append((int(index), batch['text_tokens'].numpy()))
     aux['boxes'].append(batch['boxes'].numpy())
     aux['box_mask'].append(batch['prompt_mask'].numpy())
-    aux['mask_logits'].append(batch['masks'].numpy().astype(np.float32) - 0.5)
+    masks = np.asarray(mask_bits.unpack(batch['masks'].numpy(), 96))
+    aux['mask_logits'].append(masks.astype(np.float32) - 0.5)
   return rows, aux
 
 

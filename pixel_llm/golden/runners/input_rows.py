@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pixel_llm import features
+from pixel_llm import mask_bits
 from pixel_llm.golden import case as golden_case
 from pixel_llm.golden.runners import pipeline_case
 
@@ -37,7 +38,7 @@ def _pad_rows(name: str, value: Any, shape: Sequence[int]) -> np.ndarray:
 
   kept = tf.range(min(shape[0], len(value)))
   cut = outputs.take_rows({name: tf.constant(value)}, (name,), kept)[name]
-  return feature_converters.pad_feature(name, cut, tuple(shape)).numpy()
+  return feature_converters.pad_rows(cut, len(cut), tuple(shape)).numpy()
 
 
 def _padded(case: golden_case.Case, op: str) -> dict[str, np.ndarray]:
@@ -283,6 +284,7 @@ def _original_fields(
   padding_mask = np.zeros((size, size), np.float32)
   padding_mask[:height, :width] = 1
   ids = example['prompt_ids'].numpy().astype(np.int32)
+  masks = np.asarray(mask_bits.unpack(batch['masks'], size))
   return {
       'inputs': pixels,
       'padding_mask': padding_mask,
@@ -292,7 +294,7 @@ def _original_fields(
       'label/context_tokens': batch['context_tokens'],
       'label/labels': prompts.astype(np.int32),
       'label/refexp_ids': np.pad(ids, (0, len(prompts) - len(ids))),
-      'label/masks': batch['masks'][..., np.newaxis] * 255,
+      'label/masks': masks[..., np.newaxis] * 255,
       'label/orig_size': view.orig_hw.numpy(),
       'label/size': batch['image_hw'],
       'label/padded_size': np.asarray([size, size]),

@@ -15,6 +15,7 @@ import numpy as np
 from pixel_llm import detection_losses
 from pixel_llm import geometry
 from pixel_llm import losses
+from pixel_llm import mask_bits
 from pixel_llm import network
 from pixel_llm import objective
 from pixel_llm import stages
@@ -65,7 +66,7 @@ def read_batch(inputs: Mapping[str, np.ndarray], variant: str = '') -> Arrays:
   if 'points' in arrays:
     batch['points'] = arrays['points']
   if 'masks' in arrays:
-    batch['masks'] = (arrays['masks'][..., 0] > 0).astype(np.uint8)
+    batch['masks'] = mask_bits.pack(arrays['masks'][..., 0] > 0)
   return batch
 
 
@@ -156,7 +157,7 @@ def _mask_losses(
   mask = losses.mask_loss(
       outputs.logits,
       outputs.iou,
-      chosen['masks'],
+      mask_bits.unpack(chosen['masks'], chosen['valid_mask'].shape[-1]),
       chosen['valid_mask'] > 0,
       chosen['mask_weights'],
   )
