@@ -85,13 +85,14 @@ class PixelLLMFeatureConverter(seqio.FeatureConverter):
 
     def convert(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
       batch = {name: example[name] for name in lengths}
+      # Nothing is padded before it is known to fit.
       with tf.control_dependencies([self._check(batch, lengths)]):
         rows = tf.shape(batch['text_tokens'])[0]
-      padded = {
-          name: pad_rows(tensor, rows, lengths[name])
-          for name, tensor in batch.items()
-      }
-      padded['prompt_mask'] = tf.sequence_mask(rows, num_prompts)
+        padded = {
+            name: pad_rows(tensor, rows, lengths[name])
+            for name, tensor in batch.items()
+        }
+        padded['prompt_mask'] = tf.sequence_mask(rows, num_prompts)
       return padded
 
     return ds.map(convert)
