@@ -88,8 +88,14 @@ class PixelLLMFeatureConverter(seqio.FeatureConverter):
       # Nothing is padded before it is known to fit.
       with tf.control_dependencies([self._check(batch, lengths)]):
         rows = tf.shape(batch['text_tokens'])[0]
+        missing = num_prompts - rows
+        # The same few operations for all features of a rank.
+        paddings = {
+            rank: tf.pad([[0, missing]], [[0, rank - 1], [0, 0]])
+            for rank in {len(length) for length in lengths.values()}
+        }
         padded = {
-            name: pad_rows(tensor, rows, lengths[name])
+            name: _padded(tensor, lengths[name], paddings[tensor.shape.rank])
             for name, tensor in batch.items()
         }
         padded['prompt_mask'] = tf.sequence_mask(rows, num_prompts)
@@ -158,29 +164,22 @@ class PixelLLMMaskFeatureConverter(PixelLLMFeatureConverter):
   MODEL_FEATURES = _feature_specs(features.model_features(with_masks=True))
 
 
-def pad_rows(
-    tensor: tf.Tensor, rows: tf.Tensor | int, shape: tuple[int, ...]
+def _padded(
+    tensor: tf.Tensor, length: tuple[int, ...], paddings: tf.Tensor
 ) -> tf.Tensor:
-  """Pads a feature with zeros to its full shape.
-
-  Args:
-    tensor: has the static shape already; or only its first axis, of prompts, is
-      shorter; or any axis is.
-    rows: its prompts.
-    shape: the full shape.
-
-  Returns:
-    The tensor in the full shape.
-  """
-  if tensor.shape == shape:
+  """Pads by the prompts that are missing, or where other sides may be short."""
+  if tensor.shape == length:
     return tensor
-  if tensor.shape[1:] == shape[1:]:
-    # The same few operations for all features of a rank.
-    missing = tf.pad([[0, shape[0] - rows]], [[0, len(shape) - 1], [0, 0]])
-  else:
-    missing = tf.stack(
-        [tf.zeros_like(shape), tf.constant(shape) - tf.shape(tensor)], axis=1
-    )
-  padded = tf.pad(tensor, missing)
+  if tensor.shape[1:] != length[1:]:
+    return pad_feature(tensor, length)
+  padded = tf.pad(tensor, paddings)
+  padded.set_shape(length)
+  return padded
+
+
+def pad_feature(tensor: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+  """Pads with zeros at the end of each axis; none may be longer."""
+  missing = tf.constant(shape) - tf.shape(tensor)
+  padded = tf.pad(tensor, tf.stack([tf.zeros_like(missing), missing], axis=1))
   padded.set_shape(shape)
   return padded

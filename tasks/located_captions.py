@@ -37,7 +37,7 @@ def choose_rows(
   Args:
     example: with `boxes_orig` [n, 4] in pixels of the picture, `seed` and
       `training`.
-    row_fields: names of the fields that have one row a box.
+    row_fields: names of the fields that have one row a box, with `boxes`.
     size: side of the network input.
     num_prompts: N.
     scale_range: of the views in training.
@@ -45,7 +45,7 @@ def choose_rows(
     num_shown: how many boxes evaluation shows, None for all.
 
   Returns:
-    The example with the fields of its view and its rows: the first ones in
+    The example with the fields of its view, `boxes` there and its rows: the first in
     evaluation, 0 to N in random order in training.
   """
   seeds = tf.random.split(example['seed'])
@@ -53,10 +53,11 @@ def choose_rows(
   view = views.choose_view(
       example['orig_hw'], size, training, scale_range, seeds[0], mirror
   )
-  rows = views.visible_rows(view, example['boxes_orig'], training)
+  boxes = view.boxes(example['boxes_orig'])
+  rows = views.visible_rows(boxes, training)
   rows = steps.draw_rows(rows, num_prompts, training, seeds[1], num_shown)
   return {
-      **outputs.take_rows(example, row_fields, rows),
+      **outputs.take_rows({**example, 'boxes': boxes}, row_fields, rows),
       **views.to_fields(view),
   }
 
@@ -82,7 +83,7 @@ def finish_rows(
   view = views.from_fields(example)
   texts = example['texts']
   rows = tf.shape(texts)[0]
-  boxes = view.boxes(example['boxes_orig'])
+  boxes = example['boxes']
   finished = {
       'image': view.image(example['image'], sizes['S']),
       'image_hw': view.hw,
@@ -144,9 +145,10 @@ def preprocess(
     example = parse(place)
     return steps.with_truth(example, row_fields) if detection else example
 
+  shown_fields = (*row_fields, 'boxes')
   choose = functools.partial(
       choose_rows,
-      row_fields=row_fields,
+      row_fields=shown_fields,
       size=sizes['S'],
       num_prompts=sizes['N'],
       scale_range=scale_range,
@@ -160,7 +162,7 @@ def preprocess(
       detection=detection,
   )
   # A crop may show none of the boxes: a picture without prompts.
-  return steps.run(dataset, parse_rows, choose, finish, row_fields, sizes)
+  return steps.run(dataset, parse_rows, choose, finish, shown_fields, sizes)
 
 
 def postprocess(

@@ -45,6 +45,8 @@ ROW_FIELDS = (
     'boxes_orig',
     'mask_rle_counts',
 )
+# The same of what a view shows, with its `boxes`.
+_SHOWN_FIELDS = (*ROW_FIELDS, 'boxes')
 
 
 _RECORD = {
@@ -99,7 +101,7 @@ def choose_rows(
     scale_range: of the views in training.
 
   Returns:
-    The example with the fields of its view and its rows: all of them in
+    The example with the fields of its view, `boxes` there and its rows: all in
     evaluation, 0 to N in random order in training.
   """
   seeds = tf.random.split(example['seed'])
@@ -107,10 +109,11 @@ def choose_rows(
   view = views.choose_view(
       example['orig_hw'], size, training, scale_range, seeds[0]
   )
-  rows = views.visible_rows(view, example['boxes_orig'], training)
+  boxes = view.boxes(example['boxes_orig'])
+  rows = views.visible_rows(boxes, training)
   rows = steps.draw_rows(rows, num_prompts, training, seeds[1])
   return {
-      **outputs.take_rows(example, ROW_FIELDS, rows),
+      **outputs.take_rows({**example, 'boxes': boxes}, _SHOWN_FIELDS, rows),
       **views.to_fields(view),
   }
 
@@ -168,7 +171,7 @@ def finish_rows(
       'context_tokens': text_ops.tokenize(
           context_prefix + texts, vocabulary, sizes['C'], begin=False
       ),
-      'boxes': view.boxes(example['boxes_orig']),
+      'boxes': example['boxes'],
       'points': tf.zeros([rows, sizes['T'], sizes['P'], 2], tf.float32),
       **outputs.loss_fields(rows, caption=caption_weight, point=1.0),
   }
@@ -226,7 +229,7 @@ def preprocess(
       parse_record,
       choose,
       finish,
-      ROW_FIELDS,
+      _SHOWN_FIELDS,
       sizes,
       decode_with_masks if with_masks else steps.decode_picture,
   )

@@ -167,13 +167,14 @@ def _parities(counts: tf.Tensor, levels: int = _LEVELS) -> tf.Tensor:
   """
   if not levels:
     return tf.bitwise.bitwise_and(tf.cumsum(counts, axis=1), 1)
-  odd = tf.reshape(tf.bitwise.bitwise_and(counts, 1), [-1, 8])
   each_byte = tf.constant(_EACH_BYTE, tf.uint64)
+  counted = tf.bitcast(tf.reshape(counts, [-1, 8]), tf.uint64)
+  odd = tf.bitwise.bitwise_and(counted, each_byte)
   # Byte k of the product is the sum of bytes 0 to k, the lowest first.
-  words = tf.bitcast(odd, tf.uint64) * each_byte
+  words = odd * each_byte
   sums = tf.bitcast(words, tf.uint8)[:, -1]
   with_own = _parities(tf.reshape(sums, [tf.shape(counts)[0], -1]), levels - 1)
   before = tf.bitwise.bitwise_xor(tf.reshape(with_own, [-1]), sums)
   is_odd = tf.cast(tf.bitwise.bitwise_and(before, 1), tf.uint64)
-  summed = tf.bitcast(words + is_odd * each_byte, tf.uint8)
-  return tf.reshape(tf.bitwise.bitwise_and(summed, 1), tf.shape(counts))
+  summed = tf.bitwise.bitwise_and(words + is_odd * each_byte, each_byte)
+  return tf.reshape(tf.bitcast(summed, tf.uint8), tf.shape(counts))

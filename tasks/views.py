@@ -37,9 +37,9 @@ class View(NamedTuple):
   mirrored: tf.Tensor | bool = False
 
   def _visible(self, image: tf.Tensor) -> tf.Tensor:
-    """The valid area of the network input, float32."""
+    """The valid area of the network input before it turns, float32."""
     resized = image_ops.resize_image(image, self.resized_hw)
-    return self._turned(image_ops.crop_image(resized, self.offset, self.hw))
+    return image_ops.crop_image(resized, self.offset, self.hw)
 
   def _turned(self, cropped: tf.Tensor) -> tf.Tensor:
     """Mirrors a picture or a stack of masks, if the view is."""
@@ -53,12 +53,12 @@ class View(NamedTuple):
 
   def pixels(self, image: tf.Tensor, size: int) -> tf.Tensor:
     """Moves a picture [h, w, 3] to [size, size, 3] float32, 0 to 255."""
-    return image_ops.pad_image(self._visible(image), size)
+    return image_ops.pad_image(self._turned(self._visible(image)), size)
 
   def image(self, image: tf.Tensor, size: int) -> tf.Tensor:
     """Moves a picture [h, w, 3] uint8 to [size, size, 3] uint8."""
     visible = image_ops.to_uint8(self._visible(image))
-    return image_ops.pad_image(visible, size)
+    return image_ops.pad_image(self._turned(visible), size)
 
   def masks(self, run_ends: tf.Tensor, size: int) -> tf.Tensor:
     """Moves masks to the view, each pixel to the nearest.
@@ -177,24 +177,21 @@ def choose_view(
   return View(*fields)
 
 
-def visible_rows(
-    view: View, boxes_orig: tf.Tensor, training: tf.Tensor
-) -> tf.Tensor:
+def visible_rows(boxes: tf.Tensor, training: tf.Tensor) -> tf.Tensor:
   """The boxes that an example may show.
 
   Args:
-    view: of the example.
-    boxes_orig: [n, 4] in pixels of the picture.
+    boxes: [n, 4] in pixels of the view.
     training: bool scalar.
 
   Returns:
-    Numbers [m] int64 of those that the view still shows; in evaluation, which
+    Numbers [m] int64 of those of which the view still shows some area; in evaluation, which
     shows the whole picture, of all.
   """
   return steps.in_training(
       training,
-      lambda: tf.where(image_ops.has_area(view.boxes(boxes_orig)))[:, 0],
-      lambda: tf.range(tf.shape(boxes_orig, tf.int64)[0]),
+      lambda: tf.where(image_ops.has_area(boxes))[:, 0],
+      lambda: tf.range(tf.shape(boxes, tf.int64)[0]),
   )
 
 

@@ -38,7 +38,7 @@ def _pad_rows(name: str, value: Any, shape: Sequence[int]) -> np.ndarray:
 
   kept = tf.range(min(shape[0], len(value)))
   cut = outputs.take_rows({name: tf.constant(value)}, (name,), kept)[name]
-  return feature_converters.pad_rows(cut, len(cut), tuple(shape)).numpy()
+  return feature_converters.pad_feature(cut, tuple(shape)).numpy()
 
 
 def _padded(case: golden_case.Case, op: str) -> dict[str, np.ndarray]:
