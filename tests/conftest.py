@@ -1,8 +1,9 @@
 """What all tests share: a compiler in a hurry, and repeatable examples.
 
 Tests wait for XLA far more than for its programs, so it skips its expensive
-passes; the processes that tests start inherit this. Set XLA_FLAGS to run the
-tests with programs as a training run has them.
+passes and emits fusions the old way, which takes half of the time; the processes
+that tests start inherit this. Set XLA_FLAGS to run the tests with programs as a
+training run has them.
 """
 
 import os
@@ -14,7 +15,9 @@ import hypothesis
 os.environ.setdefault(
     'XLA_FLAGS',
     '--xla_backend_optimization_level=0'
-    ' --xla_llvm_disable_expensive_passes=true',
+    ' --xla_llvm_disable_expensive_passes=true'
+    ' --xla_cpu_use_fusion_emitters=false'
+    ' --xla_cpu_parallel_codegen_split_count=1',
 )
 
 # Tests share modules that stand here. Last: `tests/t5x` is not the package.
